@@ -1,0 +1,52 @@
+"""Inference for Pyro models whose latent variables live in one data plate.
+
+It fits them with an encoder and with parameters of their own for every datapoint, and measures the difference.
+"""
+
+from inference.densities import log_joint, log_weights
+from inference.draws import save_datatree, to_datatree
+from inference.em import fit_em
+from inference.estep import Search, refine
+from inference.evidence import Defensive, elbo, iwae, quadrature
+from inference.families import Family, FullCovariance, MeanField
+from inference.gaps import measure_gaps
+from inference.guides import Amortized, Local
+from inference.objectives import Objective
+from inference.results import Evidence, Fit, Gaps, Refined
+from inference.svi import fit_svi
+from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
+from inference.weights import ess, pareto_k
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "Amortized",
+    "Constant",
+    "Cosine",
+    "Defensive",
+    "Evidence",
+    "Family",
+    "Fit",
+    "FullCovariance",
+    "Gaps",
+    "Local",
+    "MeanField",
+    "Objective",
+    "Refined",
+    "RobbinsMonro",
+    "Search",
+    "Training",
+    "elbo",
+    "ess",
+    "fit_em",
+    "fit_svi",
+    "iwae",
+    "log_joint",
+    "log_weights",
+    "measure_gaps",
+    "pareto_k",
+    "quadrature",
+    "refine",
+    "save_datatree",
+    "to_datatree",
+]

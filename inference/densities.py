@@ -1,0 +1,318 @@
+"""Log densities per datapoint and per particle, read off a model/guide pair.
+
+Pyro's own estimators sum over the data plate before anything else; a gap, an importance weight or a tail index belongs
+to one datapoint, so these keep the plate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference.families import from_noise
+from inference.isolation import private_store
+
+__all__ = [
+    "Densities",
+    "densities",
+    "guide_distribution",
+    "latent_prior",
+    "log_joint",
+    "log_weights",
+    "require_rowwise",
+    "weights_from_noise",
+]
+
+Program = Callable[..., Any]
+
+
+class Densities(NamedTuple):
+    """The two terms of log p(x, z), each (S, B), nats."""
+
+    log_prior: Float[Tensor, "S B"]
+    log_likelihood: Float[Tensor, "S B"]
+
+    @property
+    def log_joint(self) -> Float[Tensor, "S B"]:
+        """Their sum, log p(x, z)."""
+        return self.log_prior + self.log_likelihood
+
+
+def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"], *, site: str = "z") -> Densities:
+    """The two terms of log p(x, z), log p(z) and log p(x | z), of every datapoint and particle.
+
+    Args:
+        model: Pyro model: one plate "data", the latent site and the observed sites inside it.
+        x: (B, P) datapoints.
+        z: (S, B, D) particles.
+        site: name of the latent site.
+
+    Raises:
+        ValueError: the model breaks the contract; the message names the site.
+    """
+    with pyro.plate("_particles", z.shape[0], dim=-2):
+        trace = _trace(poutine.condition(model, {site: z}), x)
+    if site not in _sample_sites(trace):
+        raise ValueError(_no_such_site("model", site, _sample_sites(trace)))
+    shape = torch.Size(z.shape[:2])
+    sites = _sample_sites(trace)
+    for name, node in sites.items():
+        if name != site and not node["is_observed"]:
+            raise ValueError(
+                f"site '{name}': expected one latent site, '{site}', inside the data plate; the model samples '{name}' "
+                "as well. Put all local latent variables into one site (one distribution over the concatenated "
+                "vector), or make it a parameter."
+            )
+    event_shape = tuple(sites[site]["fn"].event_shape)
+    if event_shape != tuple(z.shape[2:]):
+        raise ValueError(
+            f"site '{site}': expected event shape {tuple(z.shape[2:])}, that of the particles; got {event_shape}. "
+            f"{_ADVICE}"
+        )
+    log_prior = _site_log_prob(sites.pop(site), site, shape)
+    log_likelihood = torch.zeros_like(log_prior)
+    for name, node in sites.items():
+        log_likelihood = log_likelihood + _site_log_prob(node, name, shape)
+    return Densities(log_prior, log_likelihood)
+
+
+def log_joint(
+    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"], *, site: str = "z"
+) -> Float[Tensor, "S B"]:
+    """The joint log density log p(x, z) of every datapoint and particle.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) datapoints.
+        z: (S, B, D) particles.
+        site: name of the latent site.
+
+    Returns:
+        (S, B) nats, constants included.
+
+    Raises:
+        ValueError: the model breaks the contract; the message names the site.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> log_joint(model, torch.zeros(3, 2), torch.zeros(5, 3, 2)).shape
+        torch.Size([5, 3])
+    """
+    with private_store(model):
+        return densities(model, x, z, site=site).log_joint
+
+
+def log_weights(
+    model: Program, guide: Program, x: Float[Tensor, "B P"], *, num_particles: int = 1, site: str | None = None
+) -> Float[Tensor, "S B"]:
+    r"""Log importance weights of the guide's draws.
+
+    .. math::
+        \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \qquad z_{sn} \sim q(\cdot \mid x_n)
+
+    Their mean over s estimates L[q], their log-mean-exp log p(x).
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        x: (B, P) datapoints.
+        num_particles: S.
+        site: name of the latent site; read off the guide by default.
+
+    Returns:
+        (S, B) nats.
+
+    Raises:
+        ValueError: the pair breaks the contract; the message names the site.
+    """
+    with private_store(model, guide):
+        site, q = guide_distribution(guide, x, site=site)
+        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
+        return densities(model, x, z, site=site).log_joint - q.log_prob(z)
+
+
+def weights_from_noise(
+    model: Program, x: Float[Tensor, "B P"], q: Distribution, noise: Float[Tensor, "S B D"], *, site: str
+) -> Float[Tensor, "S B"]:
+    """Log importance weights of the draws that `q` makes from this noise."""
+    z, log_q = from_noise(q, noise)
+    return densities(model, x, z, site=site).log_joint - log_q
+
+
+def guide_distribution(guide: Program, x: Float[Tensor, "B P"], *, site: str | None = None) -> tuple[str, Distribution]:
+    """The guide's latent site and its distribution q(z | x), batch shape (B,), event shape (D,).
+
+    Args:
+        guide: Pyro guide.
+        x: (B, P) datapoints.
+        site: name of the latent site; by default `guide.site`, or else the one site that the guide samples.
+
+    Raises:
+        ValueError: no such site, several sites, or a site outside the data plate.
+    """
+    site = site or getattr(guide, "site", None)
+    trace = _trace(guide, x)
+    sites = _sample_sites(trace)
+    if site is None:
+        if len(sites) != 1:
+            raise ValueError(
+                f"guide: expected one latent site; it samples {_listed(sites)}. Put all local latent variables into "
+                "one site."
+            )
+        (site,) = sites
+    if site not in sites:
+        raise ValueError(_no_such_site("guide", site, sites))
+    extra = [name for name in sites if name != site]
+    if extra:
+        raise ValueError(
+            f"guide: expected one latent site, '{site}'; it samples {_listed(extra)} as well. Put all local latent "
+            "variables into one site."
+        )
+    node = sites[site]
+    if node["mask"] is not None:
+        raise ValueError(
+            f"site '{site}': expected the guide to sample every datapoint; it is masked. Mask the observed sites of "
+            "the model instead."
+        )
+    _require_unscaled(node, site)
+    return site, _local_distribution(node, site, len(x))
+
+
+def latent_prior(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distribution:
+    """The prior of the latent site, batch shape (B,), event shape (D,).
+
+    Raises:
+        ValueError: the model has no such site, or samples it outside the data plate.
+    """
+    trace = _trace(model, x)
+    sites = _sample_sites(trace)
+    if site not in sites or sites[site]["is_observed"]:
+        latent = {name: node for name, node in sites.items() if not node["is_observed"]}
+        raise ValueError(_no_such_site("model", site, latent))
+    return _local_distribution(sites[site], site, len(x))
+
+
+def require_rowwise(
+    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "B D"], *, site: str, guide: Program | None = None
+) -> None:
+    """Refuse a program in which one datapoint's density depends on the others in its batch.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) a few datapoints.
+        z: (B, D) a latent vector for each.
+        site: name of the latent site.
+        guide: Pyro guide, checked too where given.
+
+    Raises:
+        ValueError: the numbers at the first datapoint change with its company.
+    """
+    if len(x) < 2:
+        return
+
+    def at_first(rows: Tensor) -> dict[str, Tensor]:
+        values = {"model": densities(model, x[rows], z[None, rows], site=site).log_joint[0, 0]}
+        if guide is not None:
+            values["guide"] = guide_distribution(guide, x[rows], site=site)[1].log_prob(z[rows])[0]
+        return values
+
+    # Among copies of itself, and not alone: of a single row torch's batch norm says only that it cannot be normalised.
+    alone = at_first(torch.zeros(len(x) + 1, dtype=torch.long, device=x.device))
+    together = at_first(torch.arange(len(x), device=x.device))
+    for name, value in alone.items():
+        tolerance = 1e-6 if value.dtype == torch.float64 else 1e-3
+        if not torch.allclose(value, together[name], rtol=tolerance, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"{name}: the log density of datapoint 0 is {value:.6g} among copies of itself and "
+                f"{together[name]:.6g} in a batch of {len(x)} datapoints: expected it not to depend on the other rows. "
+                "Replace normalisation over the batch (batch norm in training mode, or without running statistics) by "
+                "layer norm."
+            )
+
+
+def _trace(program: Program, x: Tensor) -> poutine.Trace:
+    try:
+        return poutine.trace(program).get_trace(x)
+    except ValueError as error:
+        # Where sizes differ, Pyro itself refuses a site that does not fit its plate, and shows the trace but no remedy.
+        if "inside plate(" not in str(error):
+            raise
+        raise ValueError(f"{str(error).splitlines()[0]}. {_ADVICE}") from error
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """Sites that have a density: neither plates nor `pyro.deterministic`."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and not site_is_subsample(node)  # type: ignore[arg-type]
+        and not node["infer"].get("_deterministic")  # type: ignore[union-attr]
+    }
+
+
+def _site_log_prob(node: dict[str, Any], name: str, shape: torch.Size) -> Tensor:
+    _require_unscaled(node, name)
+    log_prob = node["fn"].log_prob(node["value"])
+    if log_prob.shape != shape or not _in_data_plate(node):
+        raise ValueError(
+            f"site '{name}': expected log_prob of shape {tuple(shape)} (particles, datapoints) inside plate 'data'; "
+            f"got {tuple(log_prob.shape)} {_where(node)}: value {tuple(node['value'].shape)}, batch shape "
+            f"{tuple(node['fn'].batch_shape)}, event shape {tuple(node['fn'].event_shape)}. {_ADVICE}"
+        )
+    return scale_and_mask(log_prob, mask=node["mask"])
+
+
+def _local_distribution(node: dict[str, Any], name: str, num_rows: int) -> Distribution:
+    distribution = node["fn"]
+    batch_shape, event_shape = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+    if batch_shape != (num_rows,) or len(event_shape) != 1 or not _in_data_plate(node):
+        raise ValueError(
+            f"site '{name}': expected batch shape ({num_rows},) and event shape (D,) inside plate 'data'; got batch "
+            f"shape {batch_shape} and event shape {event_shape} {_where(node)}. {_ADVICE}"
+        )
+    return distribution
+
+
+_ADVICE = "Sample it inside pyro.plate('data', len(x), dim=-1), and declare its own dimension with .to_event(1)."
+
+
+def _in_data_plate(node: dict[str, Any]) -> bool:
+    return any(frame.dim == -1 for frame in node["cond_indep_stack"])
+
+
+def _where(node: dict[str, Any]) -> str:
+    return "inside" if _in_data_plate(node) else "outside any plate at dim=-1"
+
+
+def _require_unscaled(node: dict[str, Any], name: str) -> None:
+    scale = node["scale"]
+    if not (isinstance(scale, float | int) and scale == 1):
+        raise ValueError(
+            f"site '{name}': expected an unscaled log density; it is scaled by {scale}. Remove poutine.scale, and pass "
+            "minibatches as x instead of subsampling inside the model."
+        )
+
+
+def _no_such_site(where: str, site: str, sites: dict[str, Any]) -> str:
+    return (
+        f"site '{site}': expected a latent site of this name in the {where}; it has {_listed(sites)}. Pass site= the "
+        "latent site's name."
+    )
+
+
+def _listed(names: dict[str, Any] | list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,432 @@
+"""Posterior, prior and predictive draws of a model and its guide, as one `xarray.DataTree` in the ArviZ schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from inference.batches import Data, fetch, require_fixed
+from inference.checkpoint import atomic_write
+from inference.densities import densities, guide_distribution
+from inference.isolation import eval_mode, modules_of, private_store
+from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.results import Gaps
+
+__all__ = ["gaps_dataset", "gaps_from_datatree", "save_datatree", "to_datatree"]
+
+# Predictive draws alone grow with S x N x P: 100 images of 784 pixels at 1000 draws would be 78 million values. This
+# many (40 MB in memory, less on disk) is plenty for a predictive check.
+PREDICTIVE_VALUES = 10_000_000
+# Draws computed in one pass of the model: bounds the memory of a decoder's hidden layers at PIECE x BLOCK rows.
+PIECE = 25
+
+_CONDITIONAL = (
+    "log p(x | z) at each draw of that datapoint's own latent z. Leave-one-out or WAIC on it misleads, because z is "
+    "fitted to the very x that is left out: compare models by held-out log p(x)."
+)
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What one trace says about a model and its guide: site names, shapes, and which values are counts."""
+
+    site: str
+    num_latents: int
+    latent_dtype: np.dtype
+    observed: dict[str, tuple[int, ...]]
+    discrete: dict[str, bool]
+
+    @property
+    def num_values(self) -> int:
+        """Observed values a datapoint."""
+        return sum(int(np.prod(shape)) for shape in self.observed.values())
+
+    def value_dtype(self, name: str) -> np.dtype:
+        """Counts as int32 (ArviZ refuses unsigned ones, and small ones overflow in arithmetic), else float32."""
+        return np.dtype(np.int32 if self.discrete[name] else np.float32)
+
+
+def to_datatree(
+    model: Program,
+    guide: Program,
+    data: Data,
+    *,
+    site: str | None = None,
+    num_draws: int = 250,
+    num_chains: int = 4,
+    max_data: int | None = 100,
+    num_predictive: int | None = None,
+    seed: int | None = None,
+    gaps: Gaps | None = None,
+    obs_ids: Sequence[Any] | np.ndarray | Tensor | None = None,
+    labels: Sequence[Any] | np.ndarray | Tensor | None = None,
+) -> xr.DataTree:
+    """Draws from a model and its guide in the schema that ArviZ reads (0.2x as `InferenceData`, 1.x as `DataTree`).
+
+    For each datapoint `x_n`, draws `z_ns ~ q(z | x_n)`, independent over s and stored as chains because ArviZ's
+    summaries want chains, with `lp = log p(x_n, z_ns)` and `log_q = log q(z_ns | x_n)`, so that importance sampling can
+    be redone outside. Groups, with dimensions:
+
+    * `posterior` (chain, draw, obs_id, latent_dim): the draws, under the latent site's name; in the model's dtype.
+    * `sample_stats` (chain, draw, obs_id): `lp` and `log_q`, float64, nats.
+    * `log_likelihood` (chain, draw, obs_id): log p(x_n | z_ns) of each observed site, float64, nats. Conditional on z.
+    * `posterior_predictive` (chain, draw, obs_id, ...): x ~ p(x | z_ns); draw s belongs to draw s of `posterior`.
+    * `prior`, `prior_predictive`: z ~ p(z), and x ~ p(x | z) at the same draw.
+    * `observed_data` (obs_id, ...), and `constant_data` (obs_id) with the labels if given.
+    * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
+
+    Counts and binary values are stored as int32, other values as float32. Predictive draws come from
+    `pyro.poutine.uncondition(model)`. Model and guide run in eval mode without gradients, in chunks; their modes, the
+    caller's parameter store and torch's random state are afterwards as they were (without a seed, one number is drawn).
+    The draws of a datapoint depend on the seed and its index, not on how many datapoints follow.
+
+    Args:
+        model: Pyro model; `model(x)` opens one plate over the datapoints at dim -1, with one latent site and the
+            observed sites in it.
+        guide: Pyro guide of the same latent site; a `Local` table of one row a datapoint of `data` serves too.
+        data: (N, P) tensor, or anything with `len` and `data[index] -> (B, P)`.
+        site: name of the latent site; default: read off the guide.
+        num_draws: draws a chain.
+        num_chains: chains.
+        max_data: draw for this many datapoints, the first ones; None: for all.
+        num_predictive: draws a chain in `posterior_predictive`, `prior` and `prior_predictive`. Default: `num_draws`,
+            or as many as keep one group below ten million values.
+        seed: one integer fixes every draw; None draws one from torch's generator. It is kept in the attributes.
+        gaps: what amortization cost, measured on `data`.
+        obs_ids: (N,) names of the datapoints, integers or strings; default 0, 1, ....
+        labels: (N,) labels of the datapoints.
+
+    Returns:
+        The tree, one node a group, in memory.
+
+    Raises:
+        ValueError: a size is not positive, `gaps`, `obs_ids` or `labels` do not match `data`, the data draw x anew at
+            each access, or model and guide break the contract above.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> tree = to_datatree(model, guide, torch.zeros(3, 2), num_draws=10, seed=0)
+        >>> dict(tree["posterior"].sizes)
+        {'chain': 4, 'draw': 10, 'obs_id': 3, 'latent_dim': 2}
+    """
+    for name, size in {"num_draws": num_draws, "num_chains": num_chains}.items():
+        _require_positive(name, size)
+    for name, limit in {"max_data": max_data, "num_predictive": num_predictive}.items():
+        if limit is not None:
+            _require_positive(name, limit)
+    total = require_fixed(data, purpose="drawing from its posterior")
+    num_data = total if max_data is None else min(total, max_data)
+    ids = np.arange(total) if obs_ids is None else _per_datapoint("obs_ids", obs_ids, total)
+    names = None if labels is None else _per_datapoint("labels", labels, total)
+    if gaps is not None and len(gaps) != total:
+        raise ValueError(
+            f"gaps: expected one row for each of the {total} datapoints of data; got {len(gaps)}. "
+            "Pass the data that the gaps were measured on."
+        )
+    seed = resolve_seed(seed)
+
+    # The outer seed is for the draws that nothing keeps: a guide samples when it is asked for its distribution.
+    with torch.no_grad(), eval_mode(model, guide), private_store(model, guide), seeded(derive_seed(seed, "draws")):
+        device = _device(model, guide)
+        layout = _layout(model, guide, data, site, device)
+        if num_predictive is None:
+            per_draw = num_chains * num_data * max(layout.num_values, 1)
+            num_predictive = max(1, PREDICTIVE_VALUES // per_draw)
+        num_predictive = min(num_predictive, num_draws)
+        groups = _allocate(layout, num_chains, num_draws, num_predictive, num_data)
+        for chain in range(num_chains):
+            for first in range(0, num_data, BLOCK):
+                _fill_block(groups, layout, model, guide, data, seed, chain, first, device)
+
+    tree = {group: _dataset(group, arrays, layout, ids[:num_data]) for group, arrays in groups.items()}
+    tree["posterior"].attrs["sampling"] = (
+        "independent draws from a variational guide, split into chains for convenience"
+    )
+    tree["log_likelihood"].attrs["note"] = _CONDITIONAL
+    if names is not None:
+        tree["constant_data"] = xr.Dataset({"labels": ("obs_id", names[:num_data])}, coords={"obs_id": ids[:num_data]})
+    if gaps is not None:
+        tree["gaps"] = gaps_dataset(gaps, ids, names)
+    root = xr.Dataset(attrs={"inference_library": "pyro", "inference_library_version": pyro.__version__, "seed": seed})
+    return xr.DataTree.from_dict({"/": root, **tree})
+
+
+def save_datatree(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a tree as one compressed netCDF file, whole or not at all.
+
+    The file is written beside its final place and then renamed, so that a run that is stopped leaves what was there.
+
+    Args:
+        tree: what `to_datatree` returns.
+        path: the file, by custom `results.nc`; its folder exists. A file that is there is replaced.
+
+    Returns:
+        The path. Open it by `arviz.from_netcdf(path)` or `xarray.open_datatree(path, engine="h5netcdf")`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"path: expected a file in an existing folder; there is no {path.parent}. Make it first."
+        )
+    encoding = {
+        node.path: {
+            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            for name, variable in node.data_vars.items()
+            if variable.ndim and variable.dtype.kind in "iuf"
+        }
+        for node in tree.subtree
+    }
+    with atomic_write(path) as temporary:
+        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+    return path
+
+
+def _require_positive(name: str, size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1; got {size!r}.")
+
+
+def _per_datapoint(name: str, values: Sequence[Any] | np.ndarray | Tensor, num_data: int) -> np.ndarray:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.shape != (num_data,):
+        raise ValueError(
+            f"{name}: expected shape ({num_data},), one entry a datapoint of data; got {array.shape}. Pass all of them."
+        )
+    return array.astype(str) if array.dtype.kind in "OU" else array
+
+
+def _device(*programs: Program) -> torch.device | None:
+    return next((p.device for module in modules_of(*programs) for p in module.parameters()), None)
+
+
+def _guide_at(guide: Program, index: Tensor) -> Program:
+    rows = getattr(guide, "rows", None)
+    return guide if rows is None else rows(index)
+
+
+def _trace(program: Program, x: Tensor, num_draws: int) -> poutine.Trace:
+    with pyro.plate("_particles", num_draws, dim=-2):
+        return poutine.trace(program).get_trace(x)
+
+
+def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    return {
+        name: node for name, node in trace.nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
+    }
+
+
+def _layout(model: Program, guide: Program, data: Data, site: str | None, device: torch.device | None) -> _Layout:
+    """Read sites and shapes off one trace of two draws; `guide_distribution` and `densities` check the contract."""
+    index = torch.arange(min(2, len(data)))
+    x = fetch(data, index, device=device)
+    site, q = guide_distribution(_guide_at(guide, index), x, site=site)
+    z = q.sample((2,))
+    densities(model, x, z, site=site)
+    nodes = _sample_sites(_trace(poutine.condition(model, {site: z}), x, 2))
+    # `pyro.deterministic` and `pyro.factor` are observed sites to Pyro, but nobody observed them.
+    observed = {
+        name: node
+        for name, node in nodes.items()
+        if name != site and not node["infer"].get("_deterministic") and node["value"].numel()
+    }
+    if not observed:
+        raise ValueError("model: expected an observed site; got none. Pass obs=x to pyro.sample in the model.")
+    return _Layout(
+        site=site,
+        num_latents=z.shape[-1],
+        latent_dtype=z.cpu().numpy().dtype,
+        observed={name: tuple(node["fn"].event_shape) for name, node in observed.items()},
+        discrete={name: _is_discrete(node) for name, node in observed.items()},
+    )
+
+
+def _is_discrete(node: Mapping[str, Any]) -> bool:
+    # Gray values scored by a Bernoulli without validation must not be rounded away.
+    return bool(node["fn"].support.is_discrete) and bool((node["value"] == node["value"].round()).all())
+
+
+def _allocate(
+    layout: _Layout, num_chains: int, num_draws: int, num_predictive: int, num_data: int
+) -> dict[str, dict[str, np.ndarray]]:
+    draws = (num_chains, num_draws, num_data)
+    few = (num_chains, num_predictive, num_data)
+
+    def values(leading: tuple[int, ...]) -> dict[str, np.ndarray]:
+        return {name: np.empty(leading + shape, layout.value_dtype(name)) for name, shape in layout.observed.items()}
+
+    return {
+        "posterior": {layout.site: np.empty(draws + (layout.num_latents,), layout.latent_dtype)},
+        "sample_stats": {"lp": np.empty(draws), "log_q": np.empty(draws)},
+        "log_likelihood": {name: np.empty(draws) for name in layout.observed},
+        "posterior_predictive": values(few),
+        "prior": {layout.site: np.empty(few + (layout.num_latents,), layout.latent_dtype)},
+        "prior_predictive": values(few),
+        "observed_data": values((num_data,)),
+    }
+
+
+def _fill_block(
+    groups: dict[str, dict[str, np.ndarray]],
+    layout: _Layout,
+    model: Program,
+    guide: Program,
+    data: Data,
+    seed: int,
+    chain: int,
+    first: int,
+    device: torch.device | None,
+) -> None:
+    """Every draw of one chain for the datapoints `first : first + BLOCK`."""
+    site = layout.site
+    _, num_draws, num_data = groups["sample_stats"]["lp"].shape
+    num_predictive = groups["prior"][site].shape[1]
+    # A full block whatever follows: the random numbers of a datapoint must not depend on how many come after it.
+    index = torch.arange(first, first + BLOCK).clamp(max=num_data - 1)
+    kept = min(BLOCK, num_data - first)
+    x = fetch(data, index, device=device)
+    _, q = guide_distribution(_guide_at(guide, index), x, site=site)
+    free = poutine.uncondition(model)
+
+    def put(group: str, name: str, start: int, value: Tensor) -> None:
+        target = groups[group][name][chain, start : start + len(value), first : first + kept]
+        target[...] = value[:, :kept].cpu().numpy()
+
+    for start in range(0, num_draws, PIECE):
+        size = min(PIECE, num_draws - start)
+        keys = ("draws", chain, start, first // BLOCK)
+        with seeded(derive_seed(seed, "posterior", *keys)):
+            z = q.sample((size,))
+        with seeded(derive_seed(seed, "model", *keys)):
+            nodes = _sample_sites(_trace(poutine.condition(model, {site: z}), x, size))
+        log_probs = {name: _log_prob(node) for name, node in nodes.items()}
+        put("posterior", site, start, z)
+        put("sample_stats", "log_q", start, q.log_prob(z))
+        put("sample_stats", "lp", start, torch.stack(torch.broadcast_tensors(*log_probs.values())).sum(0))
+        for name in layout.observed:
+            put("log_likelihood", name, start, log_probs[name])
+            if chain == 0 and start == 0:
+                node = nodes[name]
+                value = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)[0, :kept]
+                groups["observed_data"][name][first : first + kept] = value.cpu().numpy()
+
+        size = min(size, num_predictive - start)
+        if size <= 0:
+            continue
+        with seeded(derive_seed(seed, "posterior_predictive", *keys)):
+            predictive = _sample_sites(_trace(poutine.condition(free, {site: z[:size]}), x, size))
+        with seeded(derive_seed(seed, "prior", *keys)):
+            prior = _sample_sites(_trace(free, x, size))
+        put("prior", site, start, prior[site]["value"])
+        for name in layout.observed:
+            put("posterior_predictive", name, start, predictive[name]["value"])
+            put("prior_predictive", name, start, prior[name]["value"])
+
+
+def _log_prob(node: Mapping[str, Any]) -> Float[Tensor, "S B"]:
+    """Log density of a site's value; what a mask hides (missing values) counts as zero."""
+    return scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
+
+
+def _dataset(group: str, arrays: Mapping[str, np.ndarray], layout: _Layout, ids: np.ndarray) -> xr.Dataset:
+    leading = ("obs_id",) if group == "observed_data" else ("chain", "draw", "obs_id")
+    variables, coords = {}, {"obs_id": ids}
+    for name, array in arrays.items():
+        num_own = array.ndim - len(leading)
+        own = ("latent_dim",) if name == layout.site else tuple(f"{name}_dim_{i}" for i in range(num_own))
+        variables[name] = (leading + own, array)
+        sizes = zip(leading + own, array.shape, strict=True)
+        coords |= {dim: np.arange(size) for dim, size in sizes if dim != "obs_id"}
+    return xr.Dataset(variables, coords=coords)
+
+
+def gaps_dataset(gaps: Gaps, obs_ids: np.ndarray | None = None, labels: np.ndarray | None = None) -> xr.Dataset:
+    """The group `gaps` of a tree.
+
+    Args:
+        gaps: the record.
+        obs_ids: (N,) names of the datapoints; default 0, 1, ....
+        labels: (N,) labels of the datapoints.
+    """
+
+    def array(value: Tensor) -> np.ndarray:
+        return value.detach().cpu().numpy()
+
+    terms = [name for term in Gaps.TERMS for name in (term, f"{term}_se")]
+    optional = [name for name in ("pareto_k", "ess") if getattr(gaps, name) is not None]
+    variables: dict[str, Any] = {
+        name: ("obs_id", array(getattr(gaps, name))) for name in [*terms, "converged", "start_gap", *optional]
+    }
+    coords: dict[str, Any] = {"obs_id": np.arange(len(gaps)) if obs_ids is None else obs_ids}
+    if gaps.elbo_local_by_family is not None and gaps.elbo_local_by_family_se is not None:
+        variables["elbo_local_by_family"] = (("family", "obs_id"), array(gaps.elbo_local_by_family))
+        variables["elbo_local_by_family_se"] = (("family", "obs_id"), array(gaps.elbo_local_by_family_se))
+        coords["family"] = np.asarray(gaps.families, dtype=str)
+    if labels is not None:
+        variables["labels"] = ("obs_id", labels)
+    for name, variable in variables.items():
+        if name not in ("converged", "pareto_k", "ess", "labels"):
+            variables[name] = (*variable, {"units": "nats"})
+    attrs = {
+        "family": gaps.family,
+        "evidence_method": gaps.evidence_method,
+        "settings": json.dumps(dict(gaps.settings), default=str),
+        "seconds": json.dumps(dict(gaps.seconds)),
+        "note": "<term>_se is the Monte Carlo standard error at that datapoint",
+    }
+    return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def gaps_from_datatree(tree: xr.DataTree) -> Gaps | None:
+    """The `Gaps` record that a tree holds, or None.
+
+    Args:
+        tree: what `to_datatree` returned, or a file opened by `xarray.open_datatree`.
+    """
+    if "gaps" not in tree.children:
+        return None
+    group = tree["gaps"].to_dataset()
+
+    def tensor(name: str) -> Tensor | None:
+        return torch.as_tensor(np.array(group[name].values)) if name in group else None
+
+    stored = [field.name for field in dataclasses.fields(Gaps) if field.name not in _GAPS_ATTRIBUTES]
+    values: dict[str, Any] = {name: tensor(name) for name in stored}
+    values["converged"] = values["converged"].bool()
+    return Gaps(
+        **values,
+        family=group.attrs["family"],
+        families=tuple(map(str, group["family"].values)) if "family" in group.coords else (),
+        evidence_method=group.attrs["evidence_method"],
+        settings=json.loads(group.attrs["settings"]),
+        seconds=json.loads(group.attrs["seconds"]),
+    )
+
+
+_GAPS_ATTRIBUTES = ("family", "families", "evidence_method", "settings", "seconds")

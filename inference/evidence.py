@@ -1,0 +1,394 @@
+"""log p(x) for each datapoint: lower bounds with standard errors, and quadrature where the latent space is small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference import scoring
+from inference.batches import Data, require_fixed
+from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
+from inference.estep import Search, best_rows
+from inference.families import Family, FullCovariance, family_of, from_noise, loc_and_tril
+from inference.guides import Local
+from inference.isolation import device_of, frozen
+from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.objectives import LocalELBO
+from inference.results import Evidence
+from inference.scoring import guide_of, like, pair_means, read_chunks, require_draws, require_sound, score_distribution
+from inference.weights import ess, log_mean_exp, mean_and_se, pareto_k
+
+__all__ = ["Defensive", "elbo", "iwae", "quadrature"]
+
+# Above this a dense covariance a datapoint costs more than it brings.
+MAX_DENSE_LATENTS = 64
+# A proposal need not be the best member of its family, only close to it.
+PROPOSAL_TOL = 0.1
+# Part of the seeding: another number is other draws.
+DRAWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defensive:
+    r"""A proposal wider than the posterior, so that importance weights are bounded.
+
+    .. math::
+        r(z) = (1 - \epsilon) \, N(z; \mu, c^2 \Sigma) + \epsilon \, p(z)
+
+    where mu and Sigma are those of the best member of the richest family searched: one with full covariance where D is
+    at most 64.
+
+    Attributes:
+        widen: c, factor on the scales.
+        prior_weight: epsilon, share of draws from the prior.
+
+    References:
+        Hesterberg (1995), Weighted average importance sampling and defensive mixture distributions.
+    """
+
+    widen: float = 1.2
+    prior_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a proposal."""
+        if not self.widen > 0:
+            raise ValueError(f"widen: expected a positive factor; got {self.widen!r}. The default is 1.2.")
+        if not 0 <= self.prior_weight < 1:
+            raise ValueError(
+                f"prior_weight: expected a share in [0, 1); got {self.prior_weight!r}. The default is 0.05."
+            )
+
+
+def elbo(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    site: str | None = None,
+    num_draws: int = 1000,
+    seed: int | None = None,
+) -> Evidence:
+    r"""The evidence lower bound of a guide, per datapoint.
+
+    .. math::
+        L[q] = E_{q(z \mid x)}[\log p(x, z) - \log q(z \mid x)] \le \log p(x)
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide, amortized or `Local`.
+        data: (N, P) datapoints, each with a fixed x.
+        site: name of the latent site; read off the guide by default.
+        num_draws: S, in antithetic pairs.
+        seed: of the draws.
+
+    Returns:
+        Value and standard error, each (N,), nats.
+
+    Raises:
+        ValueError: the program breaks the contract, or `data` draws x anew at each access.
+
+    Example:
+        >>> from inference import Local, MeanField
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> elbo(model.model, Local(MeanField(2), torch.zeros(5, 4)), torch.zeros(5, 2), seed=0).value.shape
+        torch.Size([5])
+    """
+    seed = resolve_seed(seed)
+    num_data = require_fixed(data, purpose="elbo")
+    require_draws(num_draws, least=4)
+    values, errors = [], []
+    with frozen(model, guide), seeded(seed), torch.no_grad():
+        for index, x in read_chunks(data, num_data, 64, device=device_of(model, guide)):
+            name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
+            require_sound(model, guide, q, x, site=name)
+            draws = score_distribution(model, x, index, q, site=name, num_draws=num_draws, seed=seed)
+            value, se = mean_and_se(pair_means(draws))
+            values.append(value.cpu())
+            errors.append(se.cpu())
+    settings = {"num_draws": num_draws, "seed": seed}
+    return Evidence(value=torch.cat(values), se=torch.cat(errors), method="ELBO of the guide", settings=settings)
+
+
+def iwae(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    site: str | None = None,
+    num_draws: int = 5000,
+    proposal: Defensive | None = Defensive(),  # noqa: B008 (frozen)
+    search: Search = Search(),  # noqa: B008
+    seed: int | None = None,
+) -> Evidence:
+    r"""The importance-weighted bound on log p(x), per datapoint: a lower bound in expectation.
+
+    .. math::
+        \log \hat p(x) = \log \frac1S \sum_s \frac{p(x, z_s)}{r(z_s)}, \qquad z_s \sim r
+
+    All S draws of a datapoint come from one proposal r. By default r is `Defensive()`: the guide's distribution is
+    first refined, in the family of full covariance where D is at most 64 (a `Local` guide is taken as it is), then
+    widened and mixed with the prior.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide, amortized or `Local`.
+        data: (N, P) datapoints, each with a fixed x.
+        site: name of the latent site; read off the guide by default.
+        num_draws: S.
+        proposal: how r is made; None: draw from the guide itself.
+        search: how the search for the proposal runs.
+        seed: of the draws.
+
+    Returns:
+        Value, standard error, effective number of draws and tail index, each (N,).
+
+    Raises:
+        ValueError: the program breaks the contract, or `data` draws x anew at each access.
+
+    References:
+        Burda, Grosse & Salakhutdinov (2016), Importance weighted autoencoders.
+
+    Example:
+        >>> from inference import Local, MeanField
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Local(MeanField(2), torch.zeros(5, 4))
+        >>> evidence = iwae(model.model, guide, torch.zeros(5, 2), num_draws=100, seed=0)
+        >>> evidence.ess.shape
+        torch.Size([5])
+    """
+    seed = resolve_seed(seed)
+    num_data = require_fixed(data, purpose="iwae")
+    require_draws(num_draws, least=50)
+    columns: list[tuple[Tensor, ...]] = []
+    with frozen(model, guide), seeded(seed):
+        for index, x in read_chunks(data, num_data, search.num_particles, device=device_of(model, guide)):
+            part = guide_of(guide, index, num_data=num_data)
+            with torch.no_grad():
+                name, q = guide_distribution(part, x, site=site)
+                require_sound(model, guide, q, x, site=name)
+            if proposal is not None and not isinstance(guide, Local):
+                family, rows = proposal_rows(model, x, index, q, site=name, search=search, seed=seed)
+                part = Local(family, rows, name)
+            for within in torch.arange(len(index)).split(BLOCK):
+                with torch.no_grad():
+                    _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
+                block = int(index[within[0]]) // BLOCK
+                columns.append(_weigh(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed))
+    value, se, effective, k = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    method = (
+        f"IWAE, {num_draws} draws from "
+        + ("a widened, defensive proposal" if proposal else "the guide")
+        + " (a lower bound in expectation)"
+    )
+    settings = {
+        "num_draws": num_draws,
+        "proposal": None if proposal is None else asdict(proposal),
+        "search": asdict(search),
+        "seed": seed,
+    }
+    return Evidence(value=value, se=se, method=method, ess=effective, pareto_k=k, settings=settings)
+
+
+def proposal_rows(
+    model: Callable[..., Any], x: Tensor, index: Tensor, q: Distribution, *, site: str, search: Search, seed: int
+) -> tuple[Family, Tensor]:
+    """The family that a proposal is made in, and its refined rows, started at q's moments."""
+    size = q.event_shape[0]
+    family = FullCovariance(size).to(x.device) if size <= MAX_DENSE_LATENTS else family_of(q)
+    objective = LocalELBO(model, family, site)
+    with torch.no_grad():
+        start = family.params_from(q)
+    found = best_rows(
+        objective, x, index, start, tol=PROPOSAL_TOL, search=search, seed=derive_seed(seed, "proposal"), cold=False
+    )
+    return family, found.params
+
+
+@torch.no_grad()
+def _weigh(
+    model: Callable[..., Any],
+    x: Tensor,
+    block: int,
+    q: Distribution,
+    proposal: Defensive | None,
+    *,
+    site: str,
+    num_draws: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Value, error, ess and tail index of one block of datapoints."""
+    parts = []
+    with pyro.validation_enabled(is_validate=False):
+        # A full block is always drawn, so that a datapoint's draws do not depend on what follows it.
+        prior = latent_prior(model, torch.cat([x, x[-1:].expand(BLOCK - len(x), -1)]), site=site)
+        for first in range(0, num_draws, DRAWS_AT_ONCE):
+            size = (min(DRAWS_AT_ONCE, num_draws - first), BLOCK)
+            with seeded(derive_seed(seed, "evidence", block, first)):
+                noise = torch.randn(*size, *q.event_shape, dtype=torch.float64)[:, : len(x)].to(x.device)
+                choice = torch.rand(size, dtype=torch.float64)[:, : len(x)].to(x.device)
+                prior_draws = prior.sample(size[:1])[:, : len(x)]
+            z, log_r = _propose(q, proposal, noise, choice, prior_draws)
+            for few_z, few_r in zip(*(values.split(_draws_for(x)) for values in (z, log_r)), strict=True):
+                terms = densities(model, x, few_z, site=site)
+                if proposal is not None and proposal.prior_weight:
+                    share = math.log(proposal.prior_weight)
+                    few_r = torch.logaddexp(few_r, share + terms.log_prior.double())
+                parts.append(terms.log_joint.double() - few_r)
+    log_w = torch.cat(parts)
+    value, se = log_mean_exp(log_w)
+    return value, se, ess(log_w), pareto_k(log_w)
+
+
+def _propose(
+    q: Distribution, proposal: Defensive | None, noise: Tensor, choice: Tensor, prior_draws: Tensor
+) -> tuple[Float[Tensor, "S B D"], Float[Tensor, "S B"]]:
+    """Draws of r, and the share of its log density that is not the prior's."""
+    if proposal is None:
+        z, log_q = from_noise(q, noise.to(q.mean.dtype))
+        return z, log_q.double()
+    loc, tril = (moment.double() for moment in loc_and_tril(q))
+    tril = proposal.widen * tril
+    z = loc + (tril @ noise.movedim(0, -1)).movedim(-1, 0)
+    z = torch.where((choice < proposal.prior_weight).unsqueeze(-1), prior_draws.double(), z)
+    # The model sees z rounded to its own dtype; the proposal's density is taken at exactly that z, in float64.
+    z = z.to(prior_draws.dtype)
+    whitened = torch.linalg.solve_triangular(tril, (z.double() - loc).movedim(0, -1), upper=False)  # (B, D, S)
+    log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_r = (-0.5 * whitened.square().sum(-2)).T - log_det - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return z, math.log1p(-proposal.prior_weight) + log_r
+
+
+def _draws_for(x: Tensor) -> int:
+    """How many draws for all of `x` fit in memory at once."""
+    return max(1, scoring.VALUES_AT_ONCE // x.numel())
+
+
+def quadrature(
+    model: Callable[..., Any], data: Data, *, site: str = "z", tol: float = 1e-4, max_points: int = 2**21
+) -> Evidence:
+    r"""Log p(x) by integration over a latent space of one or two dimensions.
+
+    .. math::
+        \log p(x) = \log \int p(x, z) \, dz \approx \log \sum_g h_1 \cdots h_D \, p(x, z_g)
+
+    The box starts at twice the range of prior draws; for each datapoint it grows or shrinks to where the integrand may
+    be within e^-30 of its maximum; the grid is then halved until log p(x) is stable to `tol`. For smooth integrands
+    the rule converges faster than any power of h.
+
+    Args:
+        model: Pyro model with D = 1 or 2.
+        data: (N, P) datapoints, each with a fixed x.
+        site: name of the latent site.
+        tol: nats.
+        max_points: grid points at most.
+
+    Returns:
+        Value (N,), nats; the standard error is 0.
+
+    Raises:
+        ValueError: D is above 2, the program breaks the contract, or the value is not stable with the finest grid.
+
+    Example:
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.ones(3, 1), torch.zeros(3), 1.0)
+        >>> x = torch.ones(2, 3)
+        >>> bool((quadrature(model.model, x).value - model.log_evidence(x)).abs().max() < 1e-3)
+        True
+    """
+    num_data = require_fixed(data, purpose="quadrature")
+    values = []
+    # Draws only place the first box, so the result does not depend on this seed.
+    with frozen(model), seeded(0), torch.no_grad():
+        for _, x in read_chunks(data, num_data, scoring.VALUES_AT_ONCE, device=device_of(model)):
+            prior = latent_prior(model, x, site=site)
+            if prior.event_shape[0] > 2:
+                raise ValueError(
+                    f"site '{site}': quadrature needs 1 or 2 latent dimensions; got {prior.event_shape[0]}. Use iwae "
+                    "instead."
+                )
+            draws = prior.sample((1000,))
+            densities(model, x, draws[:1], site=site)
+            require_rowwise(model, x[:4], draws[0, :4], site=site)
+            values.append(_integrate(model, x, draws, site=site, tol=tol, max_points=max_points).cpu())
+    return Evidence(
+        value=torch.cat(values),
+        se=torch.zeros(num_data, dtype=torch.float64),
+        method="quadrature",
+        settings={"tol": tol, "max_points": max_points},
+    )
+
+
+def _integrate(
+    model: Callable[..., Any], x: Tensor, draws: Tensor, *, site: str, tol: float, max_points: int
+) -> Float[Tensor, " B"]:
+    low, high = draws.amin(0).double(), draws.amax(0).double()  # (B, D)
+    low, high = 1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low
+    points = 129 if low.shape[1] == 1 else 65
+    for _ in range(60):
+        _, log_p, _ = _grid(model, x, low, high, points, site=site)
+        new_low, new_high = _box(log_p, low, high)
+        moved = torch.maximum((new_low - low).abs(), (new_high - high).abs()) > 3 * (high - low) / (points - 1)
+        if not moved.any():
+            break
+        low, high = torch.where(moved, new_low, low), torch.where(moved, new_high, high)
+    previous = None
+    while points ** low.shape[1] <= max_points:
+        _, log_p, log_cell = _grid(model, x, low, high, points, site=site)
+        value = log_p.flatten(0, -2).logsumexp(0) + log_cell
+        if previous is not None and bool(((value - previous).abs() < tol).all()):
+            return value
+        previous = value
+        points = 2 * points - 1
+    raise ValueError(
+        f"quadrature: log p(x) is not stable to {tol:g} nats with {max_points} grid points. Raise max_points or tol, "
+        "or use iwae."
+    )
+
+
+def _box(log_p: Float[Tensor, "*G B"], low: Tensor, high: Tensor) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+    """A box that holds all that matters as far as this grid can tell; wider where the integrand matters at an edge."""
+    # Between grid points log p may be higher than at them by about as much as it changes from one to the next.
+    reach = torch.zeros_like(log_p)
+    num_dims = log_p.dim() - 1
+    for dim in range(num_dims):
+        step = log_p.diff(dim=dim).abs().nan_to_num(0.0, 0.0)
+        edge = torch.zeros_like(step.narrow(dim, 0, 1))
+        reach = torch.maximum(reach, torch.maximum(torch.cat([edge, step], dim), torch.cat([step, edge], dim)))
+    matters = log_p + reach > log_p.flatten(0, -2).amax(0) - 30
+    lows, highs = [], []
+    for dim in range(num_dims):
+        points = log_p.shape[dim]
+        along = matters.movedim(dim, 0).reshape(points, -1, log_p.shape[-1]).any(1)  # (G, B)
+        position = torch.arange(points, device=log_p.device).unsqueeze(-1)
+        first = torch.where(along, position, points).amin(0).to(low)
+        last = torch.where(along, position, -1).amax(0).to(low)
+        at_low, at_high = first == 0, last == points - 1
+        # While one edge moves out the other stays: a box that follows the integrand must not shrink on its way.
+        first, last = torch.where(at_high, 2, first), torch.where(at_low, points - 3, last)
+        cell = (high - low)[:, dim] / (points - 1)
+        lows.append(low[:, dim] + cell * torch.where(at_low, -points / 2, first - 2))
+        highs.append(low[:, dim] + cell * torch.where(at_high, 1.5 * points, last + 2))
+    return torch.stack(lows, -1), torch.stack(highs, -1)
+
+
+def _grid(
+    model: Callable[..., Any], x: Tensor, low: Tensor, high: Tensor, points: int, *, site: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Grid (G, B, D) between low and high, log p(x, z) on it (G a dimension, B), and a cell's log volume (B,)."""
+    unit = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
+    unit = torch.cartesian_prod(*[unit] * low.shape[1]).reshape(-1, 1, low.shape[1])
+    z = (low + unit * (high - low)).to(like(x))
+    with pyro.validation_enabled(is_validate=False):
+        log_p = torch.cat([densities(model, x, part, site=site).log_joint.double() for part in z.split(_draws_for(x))])
+    shape = (points,) * low.shape[1]
+    return z, log_p.reshape(*shape, -1), ((high - low) / (points - 1)).log().sum(-1)

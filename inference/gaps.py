@@ -1,0 +1,262 @@
+"""What amortization cost: the decomposition of log p(x) - L[q], per datapoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference.batches import Data, require_fixed
+from inference.densities import guide_distribution
+from inference.estep import Search, best_rows
+from inference.evidence import Defensive, iwae, proposal_rows
+from inference.families import Family, FullCovariance, family_of
+from inference.guides import Local
+from inference.isolation import device_of, frozen
+from inference.noise import derive_seed, resolve_seed, seeded
+from inference.objectives import LocalELBO
+from inference.results import Evidence, Gaps
+from inference.scoring import (
+    guide_of,
+    guide_rows,
+    pair_means,
+    read_chunks,
+    require_draws,
+    require_sound,
+    require_tol,
+    score,
+    score_distribution,
+)
+from inference.weights import mean_and_se
+
+__all__ = ["measure_gaps"]
+
+
+def measure_gaps(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    family: Family | None = None,
+    site: str | None = None,
+    families: Sequence[Family] = (),
+    log_evidence: Evidence | Float[Tensor, " N"] | None = None,
+    tol: float = 0.01,
+    num_draws: int = 1000,
+    num_evidence_draws: int = 5000,
+    search: Search = Search(),  # noqa: B008 (frozen)
+    seed: int | None = None,
+) -> Gaps:
+    r"""Split log p(x) - L[q] into what the family cost and what the encoder cost, per datapoint.
+
+    .. math::
+        \underbrace{\log p(x) - L[q]}_{\text{inference gap}} = \underbrace{\log p(x) - L[q^*]}_{\text{approximation
+        gap}} + \underbrace{L[q^*] - L[q]}_{\text{amortization gap}}
+
+    q* is the best of the guide's own row, a search from it and a cold search, chosen on draws of their own. L[q] and
+    L[q*] are scored by one estimator on the same fresh draws; log p(x) comes from `iwae` with a defensive proposal, on
+    draws of its own, unless it is given. Model and guide run in eval mode; their parameters and buffers have the same
+    bits after.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide: `Amortized`, or written by hand (then its family is read off its latent site).
+        data: (N, P) datapoints, each with a fixed x.
+        family: variational family that contains the guide's distributions; read off the guide by default.
+        site: name of the latent site; read off the guide by default.
+        families: further families to find q* in.
+        log_evidence: known evidence: a record, or exact values (N,) in nats.
+        tol: a search has converged when its estimated remaining gain is below this, nats.
+        num_draws: draws, in antithetic pairs, that score L[q] and L[q*].
+        num_evidence_draws: draws behind log p(x).
+        search: how the searches run.
+        seed: of all draws.
+
+    Returns:
+        Every term with its Monte Carlo error; printing it shows a table.
+
+    Raises:
+        ValueError: the program breaks the contract, the family does not contain the guide's distributions, or `data`
+            draws x anew at each access.
+
+    References:
+        Cremer, Li & Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+
+    Example:
+        >>> from inference import Amortized, MeanField
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> gaps = measure_gaps(exact.model, guide, torch.ones(3, 2), seed=0)
+        >>> gaps.summary()["num_data"]
+        3
+    """
+    seed = resolve_seed(seed)
+    num_data = require_fixed(data, purpose="measure_gaps")
+    require_tol(tol)
+    require_draws(num_draws, least=4)
+    require_draws(num_evidence_draws, least=50, name="num_evidence_draws")
+    evidence = _known_evidence(log_evidence, num_data)
+    clock = _Clock()
+    searching: dict[str, Any] = {"tol": tol, "search": search, "seed": seed}
+    scoring: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
+    parts: list[dict[str, Tensor]] = []
+    proposals = []
+    with frozen(model, guide), seeded(seed):
+        for index, x in read_chunks(data, num_data, search.num_particles, device=device_of(model, guide)):
+            here = guide_of(guide, index, num_data=num_data)
+            with torch.no_grad():
+                name, q = guide_distribution(here, x, site=site)
+            require_sound(model, guide, q, x, site=name)
+            own = _own_family(here, q, family).to(x.device)
+            start = guide_rows(here, own, x, site=name, seed=seed)
+            objective = LocalELBO(model, own, name)
+            with clock("search"):
+                found = best_rows(objective, x, index, start, **searching)
+            with clock("score"):
+                amortized = pair_means(score_distribution(model, x, index, q, site=name, **scoring))
+                local = pair_means(score(objective, x, index, found.params, **scoring))
+            part = {"converged": found.remaining < tol, "start_gap": found.start_gap}
+            part |= _value_and_se("elbo_local", local) | _value_and_se("elbo_amortized", amortized)
+            part |= _value_and_se("amortization_gap", local - amortized)
+            richest = own(found.params)
+            for number, further in enumerate(families):
+                with clock("further families"):
+                    wider, best, remaining = _further(
+                        model, further.to(x.device), own(found.params), x, index, name, searching, scoring
+                    )
+                part |= _value_and_se(f"family_{number}", wider) | {f"converged_{number}": remaining < tol}
+                richest = best if isinstance(further, FullCovariance) else richest
+            if evidence is None:
+                with clock("evidence"):
+                    rich, rows = proposal_rows(model, x, index, richest, site=name, search=search, seed=seed)
+                proposals.append(rows)
+            parts.append({column: values.cpu() for column, values in part.items()})
+        if evidence is None:
+            with clock("evidence"):
+                evidence = iwae(
+                    model,
+                    Local(rich, torch.cat(proposals), name),
+                    data,
+                    num_draws=num_evidence_draws,
+                    proposal=Defensive(),
+                    seed=derive_seed(seed, "evidence"),
+                )
+    columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
+    settings = {
+        "site": name,
+        "tol": tol,
+        "num_draws": num_draws,
+        "num_evidence_draws": num_evidence_draws,
+        "search": asdict(search),
+        "seed": seed,
+        "num_unconverged_by_family": [int((~columns[f"converged_{number}"]).sum()) for number in range(len(families))],
+    }
+    return _assemble(columns, evidence, own, families, clock.seconds, settings)
+
+
+class _Clock:
+    """Seconds spent on each named part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _further(
+    model: Callable[..., Any],
+    family: Family,
+    start: Distribution,
+    x: Tensor,
+    index: Tensor,
+    site: str,
+    searching: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+) -> tuple[Tensor, Distribution, Tensor]:
+    """q* in a further family, searched from the own family's q* and from the standard normal.
+
+    Returns:
+        Its scores (S / 2, B), itself, and what remains to be gained (B,).
+    """
+    objective = LocalELBO(model, family, site)
+    with torch.no_grad():
+        rows = family.params_from(start)
+    found = best_rows(objective, x, index, rows, **searching)
+    return pair_means(score(objective, x, index, found.params, **scoring)), family(found.params), found.remaining
+
+
+def _value_and_se(name: str, draws: Tensor) -> dict[str, Tensor]:
+    value, se = mean_and_se(draws)
+    return {name: value, f"{name}_se": se}
+
+
+def _own_family(guide: Callable[..., Any], q: Distribution, family: Family | None) -> Family:
+    if family is not None:
+        return family
+    own = getattr(guide, "family", None)
+    return own if isinstance(own, Family) else family_of(q)
+
+
+def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Evidence | None:
+    if log_evidence is None:
+        return None
+    if not isinstance(log_evidence, Evidence):
+        value = torch.as_tensor(log_evidence).detach().double().cpu()
+        log_evidence = Evidence(value=value, se=torch.zeros_like(value), method="given, taken as exact")
+    if log_evidence.value.shape != (num_data,):
+        raise ValueError(
+            f"log_evidence: expected one value a datapoint, shape ({num_data},); got "
+            f"{tuple(log_evidence.value.shape)}. Pass those of the data measured."
+        )
+    return log_evidence
+
+
+def _assemble(
+    columns: Mapping[str, Tensor],
+    evidence: Evidence,
+    family: Family,
+    families: Sequence[Family],
+    seconds: dict[str, float],
+    settings: dict[str, Any],
+) -> Gaps:
+    log_p, log_p_se = evidence.value.double(), evidence.se.double()
+    local, amortized = columns["elbo_local"], columns["elbo_amortized"]
+    by_family = range(len(families))
+    return Gaps(
+        log_evidence=log_p,
+        log_evidence_se=log_p_se,
+        elbo_local=local,
+        elbo_local_se=columns["elbo_local_se"],
+        elbo_amortized=amortized,
+        elbo_amortized_se=columns["elbo_amortized_se"],
+        # Evidence has draws of its own, so the errors are independent; those of the two ELBOs are not.
+        approximation_gap=log_p - local,
+        approximation_gap_se=log_p_se.hypot(columns["elbo_local_se"]),
+        amortization_gap=columns["amortization_gap"],
+        amortization_gap_se=columns["amortization_gap_se"],
+        inference_gap=log_p - amortized,
+        inference_gap_se=log_p_se.hypot(columns["elbo_amortized_se"]),
+        converged=columns["converged"],
+        start_gap=columns["start_gap"],
+        pareto_k=evidence.pareto_k,
+        ess=evidence.ess,
+        family=repr(family),
+        evidence_method=evidence.method,
+        families=tuple(repr(further) for further in families),
+        elbo_local_by_family=torch.stack([columns[f"family_{f}"] for f in by_family]) if families else None,
+        elbo_local_by_family_se=torch.stack([columns[f"family_{f}_se"] for f in by_family]) if families else None,
+        seconds=seconds,
+        settings=settings,
+    )

@@ -1,0 +1,304 @@
+"""Frozen records: what an engine or a measurement returns. No state, no computation beyond summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["Evidence", "Fit", "Gaps", "Refined", "summarise"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fit:
+    """How a training run went. The modules themselves are fitted in place.
+
+    Attributes:
+        elbo: (E,) the true ELBO (never the warmed-up objective) on the training data, one value an epoch, nats per
+            datapoint, averaged over the epoch's minibatches at the parameters each was visited with. For variational EM
+            it is taken after each visit's E-step.
+        elbo_validation: (E,) the ELBO on the held-out data at the end of each epoch, nats per datapoint, or None.
+        seconds: wall-clock seconds of the whole run.
+        num_steps: number of optimiser steps on shared parameters.
+        stopped_because: one phrase: why the run ended.
+        best_epoch: 0-based epoch whose parameters were kept (early stopping), or None: the last ones.
+        settings: everything needed to run it again.
+        params: (N, K) rows of variational parameters of the training data (variational EM only), else None.
+    """
+
+    elbo: Float[Tensor, " E"]
+    elbo_validation: Float[Tensor, " E"] | None
+    seconds: float
+    num_steps: int
+    stopped_because: str
+    best_epoch: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    params: Float[Tensor, "N K"] | None = None
+
+    def __str__(self) -> str:
+        """One line: length, final ELBO, and why it stopped."""
+        if not len(self.elbo):
+            return f"no epoch finished; stopped because: {self.stopped_because}"
+        held_out = "" if self.elbo_validation is None else f", held-out {self.elbo_validation[-1]:.3f}"
+        kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
+        return (
+            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{held_out}"
+            f" nats per datapoint; stopped because: {self.stopped_because}{kept}"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refined:
+    """The best member of a family for each datapoint, as far as the search came.
+
+    `Local(family, refined.params)` is its guide.
+
+    Attributes:
+        params: (N, K) rows of variational parameters.
+        elbo: (N,) ELBO at those rows on draws that chose nothing, nats.
+        elbo_se: (N,) its Monte Carlo standard error.
+        remaining: (N,) estimated gain, in nats, that further search would still bring.
+        converged: (N,) whether `remaining` is below the tolerance.
+        start_gap: (N,) |L[warm] - L[cold]| after the search, nats; NaN where the search had one start only.
+        settings: everything needed to run it again.
+    """
+
+    params: Float[Tensor, "N K"]
+    elbo: Float[Tensor, " N"]
+    elbo_se: Float[Tensor, " N"]
+    remaining: Float[Tensor, " N"]
+    converged: Bool[Tensor, " N"]
+    start_gap: Float[Tensor, " N"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """An estimate of log p(x), or a lower bound on it, for each datapoint.
+
+    Attributes:
+        value: (N,) nats.
+        se: (N,) Monte Carlo standard error, nats (0 for quadrature and closed forms).
+        method: what it is, in words.
+        ess: (N,) effective number of draws, or None.
+        pareto_k: (N,) tail index of the importance weights, or None. Above 0.5 `se` is unreliable, above 0.7 `value`
+            is too.
+        settings: everything needed to run it again.
+    """
+
+    value: Float[Tensor, " N"]
+    se: Float[Tensor, " N"]
+    method: str
+    ess: Float[Tensor, " N"] | None = None
+    pareto_k: Float[Tensor, " N"] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line: the mean with both standard errors."""
+        mean, se, mc_se = summarise(self.value, self.se).values()
+        errors = f"se {se:.4f} (Monte Carlo {mc_se:.4f})"
+        return f"{self.method}: {mean:.4f} nats per datapoint, {errors}, N = {len(self.value)}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Gaps:
+    r"""What amortization cost, datapoint by datapoint.
+
+    .. math::
+        \log p(x) - L[q] = (\log p(x) - L[q^*]) + (L[q^*] - L[q])
+
+    Every term has a value (N,) and a Monte Carlo standard error `<term>_se` (N,), in nats.
+
+    Attributes:
+        log_evidence: log p(x), or a lower bound on it.
+        elbo_local: L[q*], q* the best member of the family found for this x.
+        elbo_amortized: L[q], q the guide.
+        approximation_gap: log p(x) - L[q*].
+        amortization_gap: L[q*] - L[q]; its error is that of the paired differences.
+        inference_gap: log p(x) - L[q].
+        converged: (N,) whether the search for q* ended within tolerance.
+        start_gap: (N,) |L[warm] - L[cold]|, nats: a check on local optima.
+        pareto_k: (N,) tail index of the importance weights behind `log_evidence`, or None.
+        ess: (N,) effective number of those draws, or None.
+        family: the guide's family, in words.
+        families: the further families, in words.
+        elbo_local_by_family: (F, N) L[q*] in each further family, and its error.
+        evidence_method: where `log_evidence` comes from.
+        seconds: wall-clock seconds of each part.
+        settings: everything needed to run it again.
+
+    References:
+        Cremer, Li & Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+    """
+
+    TERMS: ClassVar[tuple[str, ...]] = (
+        "log_evidence",
+        "elbo_local",
+        "elbo_amortized",
+        "approximation_gap",
+        "amortization_gap",
+        "inference_gap",
+    )
+
+    log_evidence: Float[Tensor, " N"]
+    log_evidence_se: Float[Tensor, " N"]
+    elbo_local: Float[Tensor, " N"]
+    elbo_local_se: Float[Tensor, " N"]
+    elbo_amortized: Float[Tensor, " N"]
+    elbo_amortized_se: Float[Tensor, " N"]
+    approximation_gap: Float[Tensor, " N"]
+    approximation_gap_se: Float[Tensor, " N"]
+    amortization_gap: Float[Tensor, " N"]
+    amortization_gap_se: Float[Tensor, " N"]
+    inference_gap: Float[Tensor, " N"]
+    inference_gap_se: Float[Tensor, " N"]
+    converged: Bool[Tensor, " N"]
+    start_gap: Float[Tensor, " N"]
+    pareto_k: Float[Tensor, " N"] | None
+    ess: Float[Tensor, " N"] | None
+    family: str
+    evidence_method: str
+    families: tuple[str, ...] = ()
+    elbo_local_by_family: Float[Tensor, "F N"] | None = None
+    elbo_local_by_family_se: Float[Tensor, "F N"] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Number of datapoints."""
+        return len(self.log_evidence)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over datapoints with their two standard errors, the same as the command line's `--json`.
+
+        Returns:
+            For each term `{"mean", "se", "mc_se"}` in nats per datapoint, where `mc_se = sqrt(sum se_n^2) / N` is what
+            another seed would change and `se = sd_n(value_n) / sqrt(N)` what another sample of datapoints would; then
+            `num_data` and `num_unconverged`.
+        """
+        return self._summarise(slice(None))
+
+    def _summarise(self, rows: slice | Tensor) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for term in self.TERMS:
+            table[term] = summarise(getattr(self, term)[rows], getattr(self, f"{term}_se")[rows])
+        converged = self.converged[rows]
+        table["num_data"] = converged.numel()
+        table["num_unconverged"] = int((~converged).sum())
+        return table
+
+    def worst(self, k: int = 10) -> Int[Tensor, " k"]:
+        """Indices of the `k` datapoints with the largest amortization gap, largest first."""
+        return self.amortization_gap.argsort(descending=True)[:k]
+
+    def by(self, labels: Int[Tensor, " N"] | Sequence[int]) -> dict[int, dict[str, Any]]:
+        """The summary of each group of datapoints.
+
+        Args:
+            labels: (N,) one label a datapoint.
+
+        Returns:
+            `{label: summary}`, labels in increasing order.
+
+        Raises:
+            ValueError: `labels` has not one integer a datapoint.
+        """
+        labels = torch.as_tensor(labels).cpu()
+        if labels.shape != (len(self),) or labels.is_floating_point():
+            raise ValueError(
+                f"labels: expected integers of shape ({len(self)},), one a datapoint; got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}. Pass the labels of the rows that were measured."
+            )
+        return {int(label): self._summarise(labels == label) for label in labels.unique()}
+
+    def __str__(self) -> str:
+        """A table a person can read, with the signs of what is left under it."""
+        rows = {
+            "log p(x)": "log_evidence",
+            "L[q*]": "elbo_local",
+            "L[q]": "elbo_amortized",
+            "approximation gap": "approximation_gap",
+            "amortization gap": "amortization_gap",
+            "inference gap": "inference_gap",
+        }
+        summary = self.summary()
+        lines = [
+            f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}",
+            *(_row(label, **summary[term]) for label, term in rows.items()),
+        ]
+        if self.elbo_local_by_family is not None and self.elbo_local_by_family_se is not None:
+            for name, value, se in zip(
+                self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True
+            ):
+                lines.append(_row(f"L[q*] in {name}", **summarise(value, se)))
+        lines += ["", *self.notes()]
+        return "\n".join(lines)
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know: the signs of what is left, and where not to trust them."""
+        num_data, num_unconverged = len(self), int((~self.converged).sum())
+        notes = [
+            f"N = {num_data}; q in {self.family}; log p(x): {self.evidence_method}.",
+            "se: another sample of datapoints; mc_se: another seed.",
+            "The search for q* can only fall short: the amortization gap is under-estimated.",
+        ]
+        if self.pareto_k is not None:
+            notes.append(
+                "log p(x) can only fall short (a lower bound in expectation): the inference gap is under-estimated."
+            )
+        notes.append("The approximation gap can err either way.")
+        if num_unconverged:
+            notes.append(f"Not converged: {num_unconverged} of {num_data} searches for q*.")
+        starts = self.start_gap[self.start_gap.isfinite()]
+        if len(starts) and (num_apart := int((starts > 0.1).sum())):
+            notes.append(f"Warm and cold search end more than 0.1 nat apart at {num_apart} of {num_data} datapoints.")
+        if self.pareto_k is not None:
+            unreliable = int((self.pareto_k > 0.5).sum())
+            untrusted = int((self.pareto_k > 0.7).sum())
+            if unreliable:
+                notes.append(
+                    f"Pareto k > 0.5 at {unreliable} of {num_data}: the error of log p(x) is unreliable there."
+                )
+            if untrusted:
+                notes.append(f"Warning: Pareto k > 0.7 at {untrusted} of {num_data}: do not trust log p(x) there.")
+        return notes
+
+
+def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, float]:
+    r"""A mean over datapoints with its two standard errors.
+
+    .. math::
+        \mathrm{se} = \mathrm{sd}_n(v_n) / \sqrt N, \qquad \mathrm{mc\_se} = \sqrt{\textstyle\sum_n \mathrm{se}_n^2} / N
+
+    `se` is what another sample of datapoints would change (it contains the Monte Carlo noise), `mc_se` what another
+    seed would.
+
+    Args:
+        value: (N,) one value a datapoint.
+        se: (N,) its Monte Carlo standard error, in the same unit.
+
+    Returns:
+        `{"mean", "se", "mc_se"}`; NaN where they are not defined.
+
+    Example:
+        >>> summarise(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        {'mean': 2.0, 'se': 1.0, 'mc_se': 0.0}
+    """
+    num_data = value.numel()
+    if not num_data:
+        return {"mean": math.nan, "se": math.nan, "mc_se": math.nan}
+    spread = float(value.double().std(correction=1)) / math.sqrt(num_data) if num_data > 1 else math.nan
+    return {
+        "mean": float(value.double().mean()),
+        "se": spread,
+        "mc_se": float(se.double().square().sum().sqrt()) / num_data,
+    }
+
+
+def _row(label: str, mean: float, se: float, mc_se: float) -> str:
+    return f"{label:<28}{mean:>12.4f}{se:>10.4f}{mc_se:>10.4f}"

@@ -1,0 +1,197 @@
+"""Measuring at datapoints: chunks that fit, checks before a number is believed, log weights on common draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference.batches import Data, chunks, fetch
+from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
+from inference.families import Family, from_noise
+from inference.guides import Local
+from inference.noise import BLOCK, derive_seed, normal_noise, seeded
+from inference.objectives import LocalELBO
+
+# Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
+VALUES_AT_ONCE = 2**21
+
+
+def read_chunks(
+    data: Data, num_data: int, num_particles: int, *, device: torch.device
+) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B P"]]]:
+    """Chunks of consecutive datapoints, as (index, x), small enough for `num_particles` of them at once.
+
+    Raises:
+        ValueError: a datapoint holds NaN or infinity.
+    """
+    num_values = fetch(data, torch.tensor([0])).shape[1]
+    size = BLOCK * max(1, VALUES_AT_ONCE // (num_particles * num_values * BLOCK))
+    for start, stop in chunks(num_data, size):
+        index = torch.arange(start, stop)
+        x = fetch(data, index, device=device)
+        require_finite(x, index)
+        yield index, x
+
+
+def require_finite(x: Tensor, index: Tensor) -> None:
+    """Refuse datapoints that hold NaN or infinity.
+
+    Raises:
+        ValueError: the message names the first such datapoint.
+    """
+    finite = x.isfinite().all(-1).cpu()
+    if not bool(finite.all()):
+        worst = int(index[~finite][0])
+        raise ValueError(f"data: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it.")
+
+
+def guide_of(guide: Callable[..., Any], index: Int[Tensor, " B"], *, num_data: int) -> Callable[..., Any]:
+    """The guide of these datapoints: itself, or the rows of a `Local` one.
+
+    Raises:
+        ValueError: a `Local` guide has not one row a datapoint.
+    """
+    if not isinstance(guide, Local):
+        return guide
+    if len(guide.table) != num_data:
+        raise ValueError(
+            f"guide: expected one row a datapoint, {num_data}; got {len(guide.table)} rows. Pass the data they belong "
+            "to."
+        )
+    return guide.rows(index.to(guide.table.device))
+
+
+@torch.no_grad()
+def guide_rows(
+    guide: Callable[..., Any], family: Family, x: Tensor, *, site: str | None, seed: int
+) -> Float[Tensor, "B K"]:
+    """The guide's rows of `family`'s parameters: its own where it has that family, else those of its distribution.
+
+    Raises:
+        ValueError: the family does not contain the guide's distribution.
+    """
+    own = getattr(guide, "family", None)
+    same = own is family or (isinstance(own, Family) and repr(own) == repr(family) and own.num_shared == 0)
+    if same and hasattr(guide, "params"):
+        return guide.params(x)
+    _, q = guide_distribution(guide, x, site=site)
+    rows = family.params_from(q)
+    with seeded(derive_seed(seed, "contained")):
+        z = q.sample((4,))
+    theirs, ours = q.log_prob(z), family(rows).log_prob(z)
+    tolerance = 1e-6 if z.dtype == torch.float64 else 1e-2
+    if not torch.allclose(theirs, ours, rtol=tolerance, atol=tolerance):
+        worst = float((theirs - ours).abs().max())
+        raise ValueError(
+            f"family: {family!r} does not contain the guide's distribution: log q(z) differs by up to {worst:.3g} "
+            "nats at "
+            "the guide's own draws. Pass family= a family that contains it."
+        )
+    return rows
+
+
+def score(
+    objective: LocalELBO,
+    x: Float[Tensor, "B P"],
+    index: Int[Tensor, " B"],
+    rows: Float[Tensor, "B K"],
+    *,
+    num_draws: int,
+    seed: int,
+    stage: str = "score",
+) -> Float[Tensor, "S B"]:
+    """Log weights at these rows on `num_draws` draws in antithetic pairs."""
+    noise = scoring_noise(x, index, objective.family.num_latents, num_draws, seed=seed, stage=stage)
+    with pyro.validation_enabled(is_validate=False):
+        return torch.cat([objective.log_weights(x, rows, part) for part in noise])
+
+
+@torch.no_grad()
+def score_distribution(
+    model: Callable[..., Any],
+    x: Float[Tensor, "B P"],
+    index: Int[Tensor, " B"],
+    q: Distribution,
+    *,
+    site: str,
+    num_draws: int,
+    seed: int,
+) -> Float[Tensor, "S B"]:
+    """Log weights of draws of `q` on the noise that `score` uses, so that they pair with those of any row."""
+    parts = []
+    with pyro.validation_enabled(is_validate=False):
+        for noise in scoring_noise(x, index, q.event_shape[0], num_draws, seed=seed, stage="score"):
+            z, log_q = from_noise(q, noise)
+            parts.append(densities(model, x, z, site=site).log_joint - log_q)
+    return torch.cat(parts)
+
+
+def scoring_noise(
+    x: Tensor, index: Tensor, num_latents: int, num_draws: int, *, seed: int, stage: str, step: int = 0
+) -> Iterator[Float[Tensor, "S B D"]]:
+    """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
+
+    The parts' size is fixed, so that the numbers do not depend on the chunk.
+    """
+    part = 16  # pairs
+    for first in range(0, num_draws // 2, part):
+        size = min(part, num_draws // 2 - first)
+        noise = normal_noise(seed, f"{stage}/{first}", index, (size, num_latents), step=step, like=like(x))
+        yield torch.stack([noise, -noise], dim=1).flatten(0, 1)
+
+
+def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
+    """Means of antithetic pairs: these are independent, their members are not."""
+    return draws.unflatten(0, (-1, 2)).double().mean(1)
+
+
+@torch.no_grad()
+def require_contract(objective: LocalELBO, x: Tensor, index: Tensor, *, seed: int) -> None:
+    """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
+    family = objective.family
+    prior = latent_prior(objective.model, x[:4], site=objective.site)
+    if tuple(prior.event_shape) != (family.num_latents,):
+        raise ValueError(
+            f"family: expected num_latents = {prior.event_shape[0]}, the size of site '{objective.site}' in the "
+            "model; got "
+            f"{family!r}."
+        )
+    noise = normal_noise(seed, "contract", index, (1, family.num_latents), like=like(x))
+    z, _ = from_noise(family(family.initial_params(len(x), like=like(x))), noise)
+    densities(objective.model, x, z, site=objective.site)
+    require_rowwise(objective.model, x[:4], z[0, :4], site=objective.site)
+
+
+@torch.no_grad()
+def require_sound(
+    model: Callable[..., Any], guide: Callable[..., Any], q: Distribution, x: Tensor, *, site: str
+) -> None:
+    """Run the model once on all of `x`, under validation; refuse a pair in which a row depends on those beside it."""
+    z = q.sample()
+    densities(model, x, z.unsqueeze(0), site=site)
+    require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
+
+
+def like(x: Tensor) -> Tensor:
+    """An empty tensor with the dtype and device that rows and noise for these data take."""
+    return x.new_empty(0) if x.is_floating_point() else x.new_empty(0, dtype=torch.get_default_dtype())
+
+
+def require_tol(tol: float) -> None:
+    """Refuse a tolerance that no search could meet."""
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive number of nats per datapoint; got {tol!r}. The default is 0.01.")
+
+
+def require_draws(num_draws: int, *, least: int, name: str = "num_draws") -> None:
+    """Refuse a number of draws that does not come in pairs, or is too small for an error."""
+    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < least or num_draws % 2:
+        raise ValueError(
+            f"{name}: expected an even number of at least {least} (draws come in pairs); got {num_draws!r}."
+        )

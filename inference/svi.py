@@ -1,0 +1,191 @@
+"""Stochastic variational inference: the amortized engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from inference.batches import Data, chunks, fetch, require_data
+from inference.densities import log_weights
+from inference.isolation import device_of, eval_mode, modules_of, private_store, trainable
+from inference.noise import derive_seed, resolve_seed, seeded
+from inference.objectives import AmortizedELBO
+from inference.results import Fit
+from inference.training import Training, blame_site, optimise
+
+__all__ = ["fit_svi"]
+
+# Their loss is a one-sample estimate of minus the true ELBO; that of other objectives is not.
+_TRUE_ELBO = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO)
+
+
+def fit_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    loss: ELBO | None = None,
+    train: Literal["all", "guide"] = "all",
+    training: Training = Training(),  # noqa: B008 (frozen)
+    validation: Data | None = None,
+    seed: int | None = None,
+) -> Fit:
+    r"""Fit a model and its guide by stochastic variational inference.
+
+    .. math::
+        \max_{\theta, \phi} \; \frac1N \sum_n E_{q_\phi(z \mid x_n)}[\log p_\theta(x_n, z) - \log q_\phi(z \mid x_n)]
+
+    Modules are fitted in place; the caller's parameter store is as it was, but for bare `pyro.param` sites of
+    hand-written code, which live there.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        data: (N, P) training data; dynamic binarization is welcome.
+        loss: any Pyro ELBO object; `Trace_ELBO()` by default.
+        train: "all", or "guide": the guide alone, on a frozen model in eval mode.
+        training: settings.
+        validation: held-out data, measured at the end of each epoch and used by `Training.patience`.
+        seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
+
+    Returns:
+        The true ELBO over training, and why the run ended.
+
+    Raises:
+        ValueError: nothing to train, or a loss that is wrong under warm-up or scaling.
+        FloatingPointError: a value became NaN or infinite; the message names the site.
+
+    Example:
+        >>> from inference import Amortized, MeanField
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> fit = fit_svi(model.model, guide, torch.randn(64, 2), training=Training(epochs=2), seed=0)
+        >>> fit.num_steps
+        2
+    """
+    seed = resolve_seed(seed)
+    require_data(data)
+    if validation is not None:
+        require_data(validation, name="validation")
+    if train not in ("all", "guide"):
+        raise ValueError(f"train: expected 'all' or 'guide'; got {train!r}.")
+    loss = Trace_ELBO() if loss is None else loss
+    if not isinstance(loss, ELBO):
+        raise TypeError(f"loss: expected a Pyro ELBO object, for example Trace_ELBO(); got {type(loss).__name__}.")
+    device = torch.device(training.device) if training.device else device_of(model, guide)
+
+    with private_store(model, guide, keep=True), seeded(seed), ExitStack() as stack:
+        first = fetch(data, torch.arange(min(len(data), training.batch_size)), device=device)
+        # In eval mode, so that looking for parameters moves no running statistics.
+        with eval_mode(model, guide):
+            leaves = trainable(model, guide, x=first)
+            models = trainable(model, x=first) if train == "guide" else {}
+            scaled = _scaled_site(model, guide, first)
+        if train == "guide":
+            leaves = {
+                name: leaf for name, leaf in leaves.items() if not any(leaf is other for other in models.values())
+            }
+            _freeze(stack, model, guide, leaves)
+        if not leaves:
+            who = "guide" if train == "guide" else "model and guide"
+            raise ValueError(
+                f"{who}: expected parameters to train; found no `param` site. Register modules with pyro.module."
+            )
+        if isinstance(loss, RenyiELBO):
+            _require_unscaled(scaled, training)
+        objective = AmortizedELBO(model, guide, loss, list(leaves.values()))
+        # What the ELBO is read off: a scale inside the programs changes the loss, not the ELBO.
+        true_model, true_guide = (model, guide) if scaled is None else (_Unscaled()(model), _Unscaled()(guide))
+
+        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+            value = objective(x)
+            if type(loss) in _TRUE_ELBO and objective.kl_weight == 1.0 and scaled is None:
+                return value, -value
+            with torch.no_grad():
+                return value, log_weights(true_model, true_guide, x).mean()
+
+        def held_out(validation: Data) -> float:
+            return _held_out(true_model, true_guide, validation, modules=(model, guide), device=device, seed=seed)
+
+        fit = optimise(
+            objective,
+            visit,
+            leaves,
+            data,
+            training,
+            keep=modules_of(model, guide),
+            device=device,
+            held_out=None if validation is None else lambda: held_out(validation),
+            blame=lambda x: blame_site(model, guide, x),
+            label="SVI",
+        )
+    settings = {**fit.settings, "engine": "svi", "train": train, "loss": type(loss).__name__, "seed": seed}
+    return dataclasses.replace(fit, settings=settings)
+
+
+class _Unscaled(Messenger):
+    """Undo every scale: the plates' and the programs' own."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
+def _freeze(
+    stack: ExitStack, model: Callable[..., Any], guide: Callable[..., Any], leaves: Mapping[str, Tensor]
+) -> None:
+    """The model in eval mode for the run; what holds the guide's parameters alone stays as it is."""
+    trained = {id(leaf) for leaf in leaves.values()}
+    modules = [module for root in modules_of(guide) for module in root.modules()]
+    guides = [part for part in modules if (own := {id(leaf) for leaf in part.parameters()}) and own <= trained]
+    modes = {module: module.training for part in guides for module in part.modules()}
+    stack.enter_context(eval_mode(model))
+    for module, mode in modes.items():
+        module.training = mode
+
+
+@torch.no_grad()
+def _held_out(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Data,
+    *,
+    modules: Sequence[Callable[..., Any]],
+    device: torch.device,
+    seed: int,
+) -> float:
+    """The true ELBO on held-out data: the same draws every epoch, so that epochs compare."""
+    total = 0.0
+    with eval_mode(*modules), seeded(derive_seed(seed, "validation")):
+        for start, stop in chunks(len(data), 1024):
+            x = fetch(data, torch.arange(start, stop), device=device)
+            total += float(log_weights(model, guide, x, num_particles=4).double().mean(0).sum())
+    return total / len(data)
+
+
+def _scaled_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> str | None:
+    """The first site whose log density is scaled, and by what."""
+    for program in (guide, model):
+        for name, node in poutine.trace(program).get_trace(x).nodes.items():
+            if node["type"] == "sample" and not (isinstance(node["scale"], float | int) and node["scale"] == 1):
+                return f"site '{name}' is scaled by {node['scale']}"
+    return None
+
+
+def _require_unscaled(scaled: str | None, training: Training) -> None:
+    """RenyiELBO applies its power after the sum over the batch, so a scale inside is not the scale of a datapoint."""
+    wrong = f"warm_up={training.warm_up}" if training.warm_up else scaled
+    if wrong:
+        raise ValueError(
+            "loss: RenyiELBO bounds the whole batch, and is wrong under KL warm-up, under scaling and in subsampled "
+            "plates; "
+            f"got {wrong}. Use Trace_ELBO, or train without it."
+        )

@@ -1,0 +1,448 @@
+"""The one optimisation loop, and its one settings record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+from tqdm.auto import tqdm
+
+from inference.batches import Data, fetch
+from inference.objectives import Objective
+from inference.results import Fit
+from inference.scoring import require_finite
+
+__all__ = ["SGD", "Adam", "Constant", "Cosine", "LoopState", "RobbinsMonro", "Training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma & Ba 2015), one fused optimiser over all parameters.
+
+    Attributes:
+        lr: step size.
+        betas: decay rates of the two moments.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
+        """The optimiser over these parameters."""
+        return torch.optim.Adam(list(leaves), lr=self.lr, betas=self.betas, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent, as in Robbins & Monro (1951).
+
+    Attributes:
+        lr: step size.
+        momentum: weight of the previous direction.
+    """
+
+    lr: float = 1e-3
+    momentum: float = 0.0
+
+    def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
+        """The optimiser over these parameters."""
+        return torch.optim.SGD(list(leaves), lr=self.lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The same step size throughout."""
+
+    def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:  # noqa: ARG002
+        """The schedule of this optimiser."""
+        return LambdaLR(optimizer, lambda _: 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobbinsMonro:
+    r"""Step sizes whose sum diverges and whose sum of squares converges.
+
+    .. math::
+        \rho_t = \rho_0 (1 + t / \tau)^{-\kappa}, \qquad \kappa \in (1/2, 1]
+
+    Attributes:
+        exponent: kappa.
+        delay: tau, optimiser steps.
+
+    References:
+        Robbins & Monro (1951), A stochastic approximation method.
+        Hoffman, Blei, Wang & Paisley (2013), Stochastic variational inference.
+    """
+
+    exponent: float = 0.6
+    delay: float = 1000.0
+
+    def __post_init__(self) -> None:
+        """Refuse exponents under which the schedule does not converge."""
+        if not 0.5 < self.exponent <= 1:
+            raise ValueError(
+                f"exponent: expected a number in (0.5, 1], so that the steps converge; got {self.exponent}. Try 0.6."
+            )
+        if not self.delay > 0:
+            raise ValueError(f"delay: expected a positive number of steps; got {self.delay}. Try 1000.")
+
+    def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:  # noqa: ARG002
+        """The schedule of this optimiser."""
+        return LambdaLR(optimizer, lambda step: (1 + step / self.delay) ** -self.exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """From the full step size down to nearly none along half a cosine (Loshchilov & Hutter 2017)."""
+
+    def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+        """The schedule of this optimiser."""
+        return CosineAnnealingLR(optimizer, num_steps)
+
+
+class OptimizerFactory(Protocol):
+    """Makes the one optimiser of a run."""
+
+    def __call__(self, leaves: Iterable[Tensor], /) -> Optimizer:
+        """The optimiser over these parameters."""
+        ...
+
+
+class ScheduleFactory(Protocol):
+    """Makes the step-size schedule of a run; it advances once an optimiser step."""
+
+    def __call__(self, optimizer: Optimizer, num_steps: int, /) -> LRScheduler:
+        """The schedule of this optimiser, for a run of `num_steps`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how fast an engine trains.
+
+    Attributes:
+        epochs: passes over the data at most.
+        batch_size: B, datapoints a step.
+        optimizer: makes the optimiser of the shared parameters, for example `Adam(lr=1e-3)` or
+            `functools.partial(torch.optim.SGD, lr=0.1)`.
+        schedule: makes its step-size schedule, for example `RobbinsMonro()`.
+        warm_up: epochs over which the weight of the whole KL grows linearly from 0 to 1; the ELBO that is reported is
+            the true one.
+        patience: stop when the held-out ELBO has not improved for so many epochs, and keep the best parameters; None:
+            run to the end.
+        tol_elbo: stop when the mean ELBO of the last five epochs exceeds that of the five before by less, nats per
+            datapoint; 0: never.
+        tol_params: stop when no parameter changed over an epoch by more than this, relative to the norm of its tensor;
+            0: never.
+        local_steps: steps on a datapoint's own row at each visit (variational EM).
+        local_lr: their step size; it follows the schedule (variational EM).
+        num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs.
+        callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
+        device: where minibatches go; by default where the model is.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: OptimizerFactory = Adam()  # noqa: RUF009 (frozen)
+    schedule: ScheduleFactory = Constant()  # noqa: RUF009
+    warm_up: int = 0
+    patience: int | None = None
+    tol_elbo: float = 0.0
+    tol_params: float = 0.0
+    local_steps: int = 10
+    local_lr: float = 0.05
+    num_particles: int = 2
+    callbacks: Sequence[Callable[[LoopState], None]] = ()
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        for name in ("epochs", "batch_size", "local_steps", "num_particles"):
+            _require_count(name, getattr(self, name), least=1)
+        _require_count("warm_up", self.warm_up, least=0)
+        if self.patience is not None:
+            _require_count("patience", self.patience, least=1)
+        if self.num_particles % 2:
+            raise ValueError(
+                f"num_particles: expected an even number (antithetic pairs); got {self.num_particles}. Try 2."
+            )
+        if not self.local_lr > 0:
+            raise ValueError(f"local_lr: expected a positive step size; got {self.local_lr!r}. Try 0.05.")
+        lr = getattr(self.optimizer, "lr", 1.0)
+        if not lr > 0:
+            raise ValueError(f"lr: expected a positive step size; got {lr!r}. Try 1e-3.")
+        for name in ("tol_elbo", "tol_params"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 (never) or a positive number; got {getattr(self, name)!r}.")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain values, for a record."""
+        return {
+            entry.name: _plain(getattr(self, entry.name))
+            for entry in dataclasses.fields(self)
+            if entry.name != "callbacks"
+        }
+
+
+def _require_count(name: str, value: int, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"part": type(value).__name__, **dataclasses.asdict(value)}
+    return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+@dataclass
+class LoopState:
+    """What a callback sees after each epoch.
+
+    Attributes:
+        epoch: epochs finished.
+        step: optimiser steps taken.
+        elbo: true training ELBO of each finished epoch, nats per datapoint.
+        elbo_validation: held-out ELBO at the end of each, where there are held-out data.
+        leaves: what is trained, by name.
+        optimizer: the optimiser.
+        stop: set to a phrase to end the run; it becomes `Fit.stopped_because`.
+    """
+
+    leaves: Mapping[str, Tensor]
+    optimizer: Optimizer
+    epoch: int = 0
+    step: int = 0
+    elbo: list[float] = field(default_factory=list)
+    elbo_validation: list[float] = field(default_factory=list)
+    stop: str | None = None
+
+
+class Visit(Protocol):
+    """What an engine does with one minibatch."""
+
+    def __call__(self, x: Tensor, index: Tensor, lr_factor: float, /) -> tuple[Tensor, Tensor]:
+        """The loss to differentiate and the true ELBO, both per datapoint.
+
+        `lr_factor` is where the schedule stands, from 1 down.
+        """
+        ...
+
+
+def optimise(
+    objective: Objective,
+    visit: Visit,
+    leaves: Mapping[str, Tensor],
+    data: Data,
+    training: Training,
+    *,
+    keep: Sequence[nn.Module],
+    device: torch.device,
+    held_out: Callable[[], float] | None,
+    blame: Callable[[Tensor], str | None],
+    label: str,
+) -> Fit:
+    """Run the loop: visit minibatches, step, measure, stop.
+
+    Args:
+        objective: what is minimised; the loop sets its KL weight.
+        visit: one minibatch's work.
+        leaves: what is trained, by name.
+        data: training data.
+        training: settings.
+        keep: modules whose buffers belong to the best-so-far.
+        device: where minibatches go.
+        held_out: measures the held-out ELBO, or None.
+        blame: says which site or parameter of this minibatch is not finite.
+        label: shown in the progress bar.
+
+    Raises:
+        FloatingPointError: a value became NaN or infinite; the message names the site.
+    """
+    began = time.perf_counter()
+    if training.patience is not None and held_out is None:
+        raise ValueError(
+            "patience: early stopping needs held-out data; got validation=None. Pass validation=data.validation."
+        )
+    steps_an_epoch = -(-len(data) // training.batch_size)
+    optimizer = training.optimizer(leaves.values())
+    initial_lr = optimizer.param_groups[0]["lr"]
+    schedule = training.schedule(optimizer, training.epochs * steps_an_epoch)
+    state = LoopState(leaves=leaves, optimizer=optimizer)
+    best = _Best(leaves, keep)
+    validate = pyro.settings.get("validate_distributions_pyro")
+
+    with tqdm(total=training.epochs * steps_an_epoch, desc=label, unit="step", disable=None, leave=False) as bar:
+        while state.epoch < training.epochs and state.stop is None:
+            before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
+            # The first pass checks shapes and supports; after that the checks cost time and find nothing new.
+            with pyro.validation_enabled(is_validate=validate and state.epoch == 0):
+                elbo = _epoch(
+                    objective, visit, state, schedule, data, training, initial_lr, device=device, blame=blame, bar=bar
+                )
+                state.elbo.append(elbo)
+                state.epoch += 1
+                if held_out is not None:
+                    state.elbo_validation.append(held_out())
+            _require_finite_state(state, held_out)
+            if training.patience is not None and state.epoch > training.warm_up:
+                best.update(state.elbo_validation[-1], state.epoch - 1)
+                if state.epoch - 1 - best.epoch >= training.patience:
+                    state.stop = f"held-out ELBO has not improved for {training.patience} epochs"
+            state.stop = state.stop or _converged(state, before, training)
+            for callback in training.callbacks:
+                callback(state)
+    return Fit(
+        elbo=torch.tensor(state.elbo, dtype=torch.float64),
+        elbo_validation=torch.tensor(state.elbo_validation, dtype=torch.float64) if held_out is not None else None,
+        seconds=time.perf_counter() - began,
+        num_steps=state.step,
+        stopped_because=state.stop or f"the budget of {training.epochs} epochs ended",
+        best_epoch=best.restore(),
+        settings={"training": training.describe()},
+    )
+
+
+def _epoch(
+    objective: Objective,
+    visit: Visit,
+    state: LoopState,
+    schedule: LRScheduler,
+    data: Data,
+    training: Training,
+    initial_lr: float,
+    *,
+    device: torch.device,
+    blame: Callable[[Tensor], str | None],
+    bar: tqdm,
+) -> float:
+    """One pass over the data in random order; the mean of the true ELBOs."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    leaves = list(state.leaves.values())
+    optimizer = state.optimizer
+    batches = torch.randperm(len(data)).split(training.batch_size)
+    for index in batches:
+        if training.warm_up:
+            objective.kl_weight = min(1.0, max(state.step / (training.warm_up * len(batches)), 1e-8))
+        x = fetch(data, index, device=device)
+        if state.epoch == 0:
+            require_finite(x, index)
+        random_state = torch.get_rng_state()
+        refused: ValueError | None = None
+        try:
+            loss, elbo = visit(x, index, optimizer.param_groups[0]["lr"] / initial_lr)
+        except ValueError as error:
+            # Under validation a distribution refuses NaN before any loss exists; where all is finite, the error is
+            # another.
+            refused = error
+        if refused is not None or not bool(loss.isfinite()):
+            torch.set_rng_state(random_state)
+            culprit = _blame_leaf(state.leaves) or blame(x)
+            if refused is not None and culprit is None:
+                raise refused
+            raise FloatingPointError(_not_finite(state, culprit or "the loss")) from refused
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for leaf, grad in zip(leaves, grads, strict=True):
+            leaf.grad = grad
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        total += elbo.detach().double() * len(x)
+        if not bar.disable and state.step % 20 == 0:
+            bar.set_postfix_str(f"ELBO {float(elbo):.2f}", refresh=False)
+        bar.update()
+    return float(total) / len(data)
+
+
+def _require_finite_state(state: LoopState, held_out: object) -> None:
+    """The last step of an epoch may have broken what no later loss would show."""
+    culprit = _blame_leaf(state.leaves)
+    if culprit is None and held_out is not None and not math.isfinite(state.elbo_validation[-1]):
+        culprit = "the held-out ELBO"
+    if culprit is not None:
+        raise FloatingPointError(_not_finite(state, culprit))
+
+
+def _not_finite(state: LoopState, culprit: str) -> str:
+    return (
+        f"step {state.step}: {culprit} is not finite. Try a smaller step size or a KL warm-up, and look for NaN in "
+        "the data and "
+        "for scales far from 1."
+    )
+
+
+def _blame_leaf(leaves: Mapping[str, Tensor]) -> str | None:
+    for name, leaf in leaves.items():
+        if not bool(leaf.isfinite().all()):
+            return f"parameter '{name}'"
+    return None
+
+
+def blame_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> str | None:
+    """Which site of this minibatch is the first whose value or log density is not finite."""
+    with torch.no_grad(), pyro.validation_enabled(is_validate=False):
+        guide_trace = poutine.trace(guide).get_trace(x)
+        culprit = _blame_trace(guide_trace)
+        return culprit or _blame_trace(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x))
+
+
+def _blame_trace(trace: Any) -> str | None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample":
+            if not bool(site["value"].isfinite().all()):
+                return f"the value of site '{name}'"
+            if not bool(site["fn"].log_prob(site["value"]).isfinite().all()):
+                return f"the log density of site '{name}'"
+    return None
+
+
+def _converged(state: LoopState, before: list[Tensor], training: Training) -> str | None:
+    """A phrase where the ELBO or the parameters have stopped changing."""
+    recent = state.elbo[training.warm_up :]
+    if training.tol_elbo and len(recent) >= 10:
+        gain = (sum(recent[-5:]) - sum(recent[-10:-5])) / 5
+        if gain < training.tol_elbo:
+            return f"the ELBO converged: it gained {gain:.2g} nats in five epochs"
+    if training.tol_params and state.epoch > training.warm_up:
+        change = max(
+            float((leaf.detach() - old).abs().max() / old.norm().clamp_min(1e-12))
+            for leaf, old in zip(state.leaves.values(), before, strict=True)
+        )
+        if change < training.tol_params:
+            return f"the parameters converged: none changed by more than {change:.2g} of its norm"
+    return None
+
+
+class _Best:
+    """The parameters and buffers of the best epoch so far."""
+
+    def __init__(self, leaves: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
+        buffers = (buffer for module in modules for buffer in module.buffers())
+        self._tensors = [*leaves.values(), *buffers]
+        self._saved: list[Tensor] = []
+        self.elbo = -math.inf
+        self.epoch = 0
+
+    def update(self, elbo: float, epoch: int) -> None:
+        if elbo > self.elbo or not self._saved:
+            self.elbo, self.epoch = elbo, epoch
+            self._saved = [tensor.detach().clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> int | None:
+        if not self._saved:
+            return None
+        for tensor, saved in zip(self._tensors, self._saved, strict=True):
+            tensor.copy_(saved)
+        return self.epoch

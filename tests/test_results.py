@@ -1,0 +1,202 @@
+import copy
+import dataclasses
+import math
+import pickle
+
+import pytest
+import torch
+
+from inference.results import Evidence, Fit, Gaps, Refined, summarise
+
+N = 6
+
+
+def gaps(**changes):
+    """Six datapoints whose terms fit together, exact unless told otherwise."""
+    log_evidence = torch.tensor([-10.0, -11.0, -12.0, -13.0, -14.0, -15.0])
+    approximation = torch.tensor([0.1, 0.2, 0.1, 0.2, 0.1, 0.2])
+    amortization = torch.tensor([0.5, 0.1, 0.9, -0.01, 0.3, 0.7])
+    fields = {
+        "log_evidence": log_evidence,
+        "elbo_local": log_evidence - approximation,
+        "elbo_amortized": log_evidence - approximation - amortization,
+        "approximation_gap": approximation,
+        "amortization_gap": amortization,
+        "inference_gap": approximation + amortization,
+        **{f"{term}_se": torch.full((N,), 0.01 * i) for i, term in enumerate(Gaps.TERMS)},
+        "converged": torch.tensor([True, True, True, False, True, True]),
+        "start_gap": torch.tensor([0.0, 0.01, 0.5, math.nan, 0.02, 0.2]),
+        "pareto_k": torch.tensor([0.1, 0.6, 0.8, math.nan, 0.3, 0.55]),
+        "ess": torch.full((N,), 900.0),
+        "family": "MeanField(8)",
+        "evidence_method": "IWAE, 5000 draws",
+    }
+    return Gaps(**{**fields, **changes})
+
+
+def test_terms_are_fields():
+    names = {field.name for field in dataclasses.fields(Gaps)}
+    assert {*Gaps.TERMS, *(f"{term}_se" for term in Gaps.TERMS)} <= names
+    assert len(gaps()) == N
+
+
+def test_summary_is_the_formulas():
+    record = gaps(amortization_gap_se=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+    summary = record.summary()
+    assert list(summary) == [*Gaps.TERMS, "num_data", "num_unconverged"]
+    assert summary["num_data"] == N and summary["num_unconverged"] == 1
+    for term in Gaps.TERMS:
+        value, se = getattr(record, term).tolist(), getattr(record, f"{term}_se").tolist()
+        mean = sum(value) / N
+        assert summary[term] == pytest.approx(
+            {
+                "mean": mean,
+                "se": math.sqrt(sum((v - mean) ** 2 for v in value) / (N - 1) / N),
+                "mc_se": math.sqrt(sum(s**2 for s in se)) / N,
+            }
+        )
+    assert summary["amortization_gap"]["mc_se"] == pytest.approx(math.sqrt(0.91) / 6)
+
+
+def test_summarise_limits():
+    one = summarise(torch.tensor([2.0]), torch.tensor([0.5]))
+    assert one["mean"] == 2.0 and math.isnan(one["se"]) and one["mc_se"] == 0.5
+    assert all(math.isnan(value) for value in summarise(torch.zeros(0), torch.zeros(0)).values())
+    # A float32 sum over many datapoints would lose the third digit here.
+    many = summarise(torch.full((100_000,), -543.21, dtype=torch.float32), torch.zeros(100_000, dtype=torch.float32))
+    assert many["mean"] == pytest.approx(-543.21, abs=1e-4)
+
+
+def test_parts_of_the_summary_sum():
+    summary = gaps().summary()
+    assert summary["inference_gap"]["mean"] == pytest.approx(
+        summary["approximation_gap"]["mean"] + summary["amortization_gap"]["mean"]
+    )
+
+
+def test_by_labels():
+    record = gaps()
+    groups = record.by([7, 3, 7, 3, 7, 7])
+    assert list(groups) == [3, 7]
+    assert groups[3]["num_data"] == 2 and groups[7]["num_data"] == 4
+    assert groups[3]["num_unconverged"] == 1 and groups[7]["num_unconverged"] == 0
+    assert groups[3]["amortization_gap"]["mean"] == pytest.approx((0.1 - 0.01) / 2)
+    assert groups[7]["log_evidence"]["mean"] == pytest.approx(-51 / 4)
+    assert record.by(torch.zeros(N, dtype=torch.long))[0] == record.summary()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[1, 2], torch.zeros(N, 1, dtype=torch.long), torch.zeros(N)],
+    ids=["too few", "a matrix", "not integers"],
+)
+def test_bad_labels(labels):
+    with pytest.raises(ValueError, match=rf"labels: expected integers of shape \({N},\), one a datapoint; got"):
+        gaps().by(labels)
+
+
+def test_worst():
+    assert gaps().worst(3).tolist() == [2, 5, 0]
+    assert gaps().worst(100).tolist() == [2, 5, 0, 4, 1, 3]
+
+
+def test_table():
+    lines = str(gaps()).splitlines()
+    assert lines[0].split() == ["nats", "per", "datapoint", "mean", "se", "mc_se"]
+    rows = {line[:28].strip(): line[28:].split() for line in lines[1:7]}
+    assert list(rows) == ["log p(x)", "L[q*]", "L[q]", "approximation gap", "amortization gap", "inference gap"]
+    summary = gaps().summary()
+    for numbers, term in zip(rows.values(), Gaps.TERMS, strict=True):
+        assert [float(n) for n in numbers] == pytest.approx(list(summary[term].values()), abs=6e-5)
+    assert len({len(line) for line in lines[:7]}) == 1
+
+
+def test_notes():
+    notes = "\n".join(str(gaps()).splitlines()[7:])
+    for part in (
+        "N = 6; q in MeanField(8); log p(x): IWAE, 5000 draws.",
+        "the amortization gap is under-estimated",
+        "the inference gap is under-estimated",
+        "approximation gap can err either way",
+        "Not converged: 1 of 6",
+        "more than 0.1 nat apart at 2 of 6",
+        "Pareto k > 0.5 at 3 of 6",
+        "Warning: Pareto k > 0.7 at 1 of 6",
+    ):
+        assert part in notes
+
+
+def test_no_false_alarms():
+    clean = gaps(
+        converged=torch.ones(N, dtype=torch.bool),
+        start_gap=torch.full((N,), 0.05),
+        pareto_k=torch.tensor([0.1, 0.2, 0.3, 0.4, math.nan, 0.5]),
+    )
+    for word in ("Not converged", "apart", "Pareto", "Warning"):
+        assert word not in str(clean)
+    # Known evidence is no lower bound.
+    assert "inference gap is under-estimated" not in str(gaps(pareto_k=None, ess=None, evidence_method="quadrature"))
+
+
+def test_further_families_in_the_table():
+    record = gaps(
+        families=("FullCovariance(8)",),
+        elbo_local_by_family=torch.full((1, N), -12.5),
+        elbo_local_by_family_se=torch.full((1, N), 0.6),
+    )
+    line = next(line for line in str(record).splitlines() if line.startswith("L[q*] in FullCovariance(8)"))
+    assert [float(n) for n in line.split()[-3:]] == pytest.approx([-12.5, 0.0, 0.6 / math.sqrt(6)], abs=6e-5)
+
+
+def evidence(**changes):
+    return Evidence(
+        **{"value": torch.tensor([-1.0, -3.0]), "se": torch.tensor([0.3, 0.4]), "method": "IWAE", **changes}
+    )
+
+
+def fit(**changes):
+    fields = {
+        "elbo": torch.tensor([-9.0, -8.5]),
+        "elbo_validation": None,
+        "seconds": 1.25,
+        "num_steps": 20,
+        "stopped_because": "the budget ended",
+    }
+    return Fit(**{**fields, **changes})
+
+
+def refined():
+    column = torch.zeros(3)
+    return Refined(
+        params=torch.zeros(3, 4),
+        elbo=column,
+        elbo_se=column,
+        remaining=column,
+        converged=column == 0,
+        start_gap=column,
+    )
+
+
+def test_evidence_in_one_line():
+    # se = sd / sqrt(2) = 1, mc_se = sqrt(0.09 + 0.16) / 2.
+    assert str(evidence()) == "IWAE: -2.0000 nats per datapoint, se 1.0000 (Monte Carlo 0.2500), N = 2"
+
+
+def test_fit_in_one_line():
+    line = str(fit())
+    assert "2 epochs, 20 steps, 1.2 s: ELBO -8.500 nats per datapoint; stopped because: the budget ended" in line
+    line = str(fit(elbo_validation=torch.tensor([-9.5, -9.25]), best_epoch=1))
+    assert "held-out -9.250" in line and "kept epoch 2" in line
+    assert str(fit(elbo=torch.zeros(0))) == "no epoch finished; stopped because: the budget ended"
+
+
+@pytest.mark.parametrize("record", [gaps, evidence, fit, refined], ids=lambda f: f.__name__)
+def test_records_are_frozen_and_travel(record):
+    record = record()
+    for field in dataclasses.fields(record):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, field.name, None)
+    for other in (pickle.loads(pickle.dumps(record)), copy.deepcopy(record)):
+        assert str(other) == str(record)
+    with pytest.raises(TypeError, match="positional"):
+        type(record)(torch.zeros(2))
