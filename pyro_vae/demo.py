@@ -1,0 +1,149 @@
+"""The main job on real data: one model fitted with and one without amortization, and the gaps of both."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference import Adam, Cosine, Gaps, Training
+from inference.results import summarise
+from pyro_vae.figures import draw_gaps, save
+from pyro_vae.jobs import Engine, fit_guide, fit_run, measure_run
+from pyro_vae.parts import Parts, options
+from pyro_vae.plots import plot_elbo
+from pyro_vae.run import CONFIG, FIGURES, Run, new_folder
+
+__all__ = ["Demo", "run_demo"]
+
+PARTS = Parts(
+    likelihood=options("likelihood", "binomial"),
+    decoder=options("decoder", "mlp", hidden=(128, 128)),
+    encoder=options("encoder", "mlp", hidden=(128, 128)),
+)
+NUM_LATENTS = 8
+TRAINING = {
+    "svi": Training(epochs=150, batch_size=100, optimizer=Adam(lr=2e-3), schedule=Cosine(), patience=20),
+    "em": Training(epochs=60, batch_size=100, optimizer=Adam(lr=2e-3), schedule=Cosine(), patience=15),
+}
+
+WHAT = {
+    "svi": "Fitting by SVI, with an encoder.",
+    "em": "Fitting by variational EM, one row of parameters a datapoint.",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration measured.
+
+    Attributes:
+        gaps: of both models, by engine.
+        difference: held-out log p(x), EM minus SVI, paired by datapoint: `{"mean", "se", "mc_se"}`, nats per datapoint.
+    """
+
+    gaps: Mapping[str, Gaps]
+    difference: Mapping[str, float]
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            **{name: gaps.summary() for name, gaps in self.gaps.items()},
+            "difference": {"log_evidence": dict(self.difference)},
+        }
+
+
+def run_demo(out: Path, *, seed: int = 0) -> Demo:
+    """Fit the digits by SVI and by variational EM, fit an encoder to the frozen EM model, and measure the gaps of both.
+
+    Progress goes to standard error.
+
+    Args:
+        out: folder to write; a run that is there is replaced.
+        seed: of everything but the data.
+
+    Raises:
+        ValueError: `out` cannot be written, or holds something else than a run.
+    """
+    runs: dict[str, Run] = {}
+    gaps: dict[str, Gaps] = {}
+    if (out / CONFIG).is_file():
+        _say(f"{out} holds a run already: it is replaced when this one is complete.")
+    with new_folder(out, replace=True) as folder:
+        engines: tuple[Engine, Engine] = ("svi", "em")
+        for engine in engines:
+            began = time.perf_counter()
+            _say(WHAT[engine])
+            part = folder / engine
+            part.mkdir()
+            runs[engine] = fit_run(
+                part,
+                data={"name_or_path": "digits"},
+                parts=PARTS,
+                num_latents=NUM_LATENTS,
+                engine=engine,
+                training=TRAINING[engine],
+                seed=seed,
+            )
+            _say(f"  {runs[engine].fit} ({time.perf_counter() - began:.0f} s with pictures)")
+        _say("Fitting an encoder of the same shape to the frozen EM model.")
+        _say(f"  {fit_guide(runs['em'], training=TRAINING['svi'], seed=seed)}")
+        for engine in engines:
+            _say(f"Measuring the gaps of the {engine.upper()} model on {len(runs[engine].dataset.test)} test digits.")
+            gaps[engine] = measure_run(runs[engine], seed=seed)
+            _say("  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in gaps[engine].seconds.items()))
+        difference = gaps["em"].log_evidence - gaps["svi"].log_evidence
+        error = (gaps["em"].log_evidence_se.square() + gaps["svi"].log_evidence_se.square()).sqrt()
+        demo = Demo(gaps, summarise(difference, error))
+        figures = folder / FIGURES
+        figures.mkdir()
+        named = {"SVI": "svi", "variational EM": "em"}
+        draw_gaps(figures, {name: gaps[engine] for name, engine in named.items()})
+        save(plot_elbo({name: runs[engine].fit for name, engine in named.items()}), figures / "elbo.png")
+        (folder / "gaps.json").write_text(json.dumps(demo.summary(), indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps({"command": "demo", "seed": seed}, indent=2) + "\n")
+    return demo
+
+
+def table(demo: Demo) -> str:
+    """Both tables side by side, and the model cost under them."""
+    rows = {
+        "log p(x)": "log_evidence",
+        "L[q*]": "elbo_local",
+        "L[q]": "elbo_amortized",
+        "approximation gap": "approximation_gap",
+        "amortization gap": "amortization_gap",
+        "inference gap": "inference_gap",
+    }
+    summaries = {"SVI": demo.gaps["svi"].summary(), "variational EM": demo.gaps["em"].summary()}
+    lines = [
+        " " * 20 + "".join(f"{name:>30}" for name in summaries),
+        f"{'nats per datapoint':<20}" + f"{'mean':>12}{'se':>9}{'mc_se':>9}" * 2,
+    ]
+    for label, term in rows.items():
+        cells = (summary[term] for summary in summaries.values())
+        lines.append(
+            f"{label:<20}" + "".join(f"{cell['mean']:>12.3f}{cell['se']:>9.3f}{cell['mc_se']:>9.3f}" for cell in cells)
+        )
+    svi, em = (summary["amortization_gap"]["mean"] for summary in summaries.values())
+    cost = demo.difference
+    lines += [
+        "",
+        f"Inference cost of amortization, at a fixed model: {svi:.3f} (SVI), {em:.3f} (EM's model) nats per datapoint.",
+        f"Model cost of amortization, held-out log p(x) of EM - SVI, paired: {cost['mean']:.3f} nats per datapoint "
+        f"(se {cost['se']:.3f}, mc_se {cost['mc_se']:.3f}).",
+        "These two fits only: another training seed may change them by more than se.",
+    ]
+    shared = [note for note in demo.gaps["svi"].notes() if note in demo.gaps["em"].notes()]
+    lines += ["", *shared]
+    for name, gaps in zip(summaries, demo.gaps.values(), strict=True):
+        lines += [f"{name}: {note}" for note in gaps.notes() if note not in shared]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

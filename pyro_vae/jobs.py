@@ -1,0 +1,205 @@
+"""The jobs behind the command line: fit a run, measure a run. Each leaves its folder complete."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from inference import Amortized, Fit, Gaps, Local, Training, fit_em, fit_svi, measure_gaps, refine, to_datatree
+from inference.draws import gaps_dataset
+from inference.families import Family
+from inference.noise import derive_seed, seeded
+from pyro_vae.data import Dataset, Split, load
+from pyro_vae.figures import draw_fit, draw_gaps
+from pyro_vae.parts import Parts, Sizes, build, options
+from pyro_vae.run import FIGURES, Run, open_run, save_run
+from pyro_vae.vae import VAE
+
+__all__ = ["Engine", "fit_guide", "fit_run", "measure_run"]
+
+Engine = Literal["svi", "em"]
+# Datapoints with draws in results.nc, and in the pictures.
+NUM_DRAWN = 100
+
+
+def fit_run(
+    folder: Path,
+    *,
+    data: Mapping[str, Any],
+    parts: Parts,
+    num_latents: int,
+    engine: Engine,
+    training: Training,
+    seed: int,
+) -> Run:
+    """Fit a VAE and write the run into `folder`.
+
+    Args:
+        folder: an empty folder.
+        data: arguments of `pyro_vae.load`.
+        parts: prior, likelihood, family, decoder, encoder.
+        num_latents: D, size of z.
+        engine: "svi" or "em".
+        training: settings.
+        seed: of the initial weights, of training and of all draws.
+
+    Returns:
+        The run, opened from its folder.
+
+    Raises:
+        ValueError: data or parts that do not fit together; the message says which.
+        FileNotFoundError: the data are not there.
+    """
+    dataset = load(**data)
+    parts = choose_likelihood(parts, dataset)
+    sizes = Sizes(
+        num_latents=num_latents,
+        num_values=dataset.num_values,
+        image_shape=dataset.image_shape,
+        max_value=float(_fixed(dataset.train).tensor().max()),
+    )
+    with seeded(derive_seed(seed, "parts")):
+        modules = parts.build(sizes)
+    if engine == "em":
+        # Variational EM has no encoder; one may be fitted to the frozen model afterwards.
+        modules["encoder"] = None
+    vae = VAE(**modules)
+    for split in (dataset.train, dataset.validation, dataset.test):
+        vae.likelihood.check(_fixed(split).tensor())
+
+    if vae.guide is None:
+        fit = fit_em(
+            vae.model, modules["family"], dataset.train, training=training, validation=dataset.validation, seed=seed
+        )
+    else:
+        fit = fit_svi(vae.model, vae.guide, dataset.train, training=training, validation=dataset.validation, seed=seed)
+    config = {
+        "command": "fit",
+        "engine": engine,
+        "data": {"load": dict(data), "fingerprint": dataset.fingerprint, "base_measure": vae.likelihood.base_measure},
+        "parts": parts.to_config(),
+        "sizes": {
+            "num_latents": sizes.num_latents,
+            "num_values": sizes.num_values,
+            "image_shape": sizes.image_shape,
+            "max_value": sizes.max_value,
+        },
+        "training": training.describe(),
+        "seed": seed,
+    }
+    save_run(folder, config=config, vae=vae, fit=fit)
+    run = open_run(folder)
+    _draw(run, dataset, seed=seed)
+    return run
+
+
+def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
+    """The parts with a likelihood: their own, else Bernoulli for zeros and ones and binomial for counts.
+
+    Args:
+        parts: a design, perhaps without a likelihood.
+        dataset: what it shall fit.
+
+    Raises:
+        ValueError: the data call for none of the two: the choice is the user's.
+    """
+    if parts.likelihood is not None:
+        return parts
+    x = _fixed(dataset.train).tensor()
+    if not bool(((x >= 0) & (x == x.round())).all()):
+        raise ValueError(
+            f"likelihood: {dataset.name!r} holds values between whole numbers, from {x.min():g} to {x.max():g}: "
+            "expected a choice. Binarize gray values (--data.binarize fixed), or take them as real numbers "
+            "(likelihood:gaussian-shared-scale)."
+        )
+    return dataclasses.replace(
+        parts, likelihood=options("likelihood", "bernoulli" if float(x.max()) <= 1 else "binomial")
+    )
+
+
+def measure_run(
+    run: Run,
+    *,
+    num_data: int | None = None,
+    families: Sequence[Family] = (),
+    seed: int = 0,
+    training: Training | None = None,
+) -> Gaps:
+    """Measure the gaps of a run on its test split, and keep them in its folder.
+
+    A model fitted by variational EM has no encoder: one of the run's own design is first fitted to the frozen model.
+
+    Args:
+        run: the run; its `results.nc`, its figures and, where an encoder was fitted, its checkpoint are replaced.
+        num_data: datapoints of the test split to measure; None: all.
+        families: further families to find q* in.
+        seed: of all draws.
+        training: settings for that encoder; those of the run by default.
+
+    Raises:
+        ValueError: the data changed since the fit, or `num_data` is not positive.
+    """
+    test = _fixed(run.dataset.test)
+    if num_data is not None:
+        test = test.head(min(num_data, len(test)))
+    guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
+    gaps = measure_gaps(run.vae.model, guide, test, families=families, seed=seed)
+    tree = run.results
+    tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
+    run.save_results(tree)
+    draw_gaps(run.folder / FIGURES, {run.engine.upper(): gaps})
+    return gaps
+
+
+def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> tuple[Amortized, Fit]:
+    """Fit an encoder of the run's own design to its frozen model, and keep it in the run's checkpoint.
+
+    Args:
+        run: a run without an encoder.
+        training: settings; those of the run by default.
+        seed: of the initial weights and of training.
+
+    Raises:
+        ValueError: the design has no encoder.
+    """
+    with seeded(derive_seed(seed, "guide")):
+        guide = run.new_guide()
+    if guide is None:
+        raise ValueError(
+            f"{run.folder}: the run's design has no encoder, so there is no amortization gap to measure. Fit with one."
+        )
+    data = run.dataset
+    run.vae.guide = guide
+    fit = fit_svi(
+        run.vae.model,
+        guide,
+        data.train,
+        train="guide",
+        training=training or run.training,
+        validation=data.validation,
+        seed=seed,
+    )
+    run.vae.eval()
+    run.save_guide()
+    return guide, fit
+
+
+def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
+    """Draws and pictures of the first test datapoints."""
+    shown = _fixed(dataset.test)
+    shown = shown.head(min(NUM_DRAWN, len(shown)))
+    guide: Amortized | Local | None = run.vae.guide
+    if guide is None:
+        family = build(run.parts.family, run.config["sizes"])
+        guide = Local(family, refine(run.vae.model, family, shown, seed=seed).params)
+    run.save_results(to_datatree(run.vae.model, guide, shown, labels=shown.labels, seed=seed))
+    name = {"svi": "SVI", "em": "variational EM"}[run.engine]
+    with seeded(derive_seed(seed, "figures")):
+        draw_fit(run.folder / FIGURES, {name: run.fit}, run.vae, guide, shown, dataset.image_shape)
+
+
+def _fixed(split: Split) -> Split:
+    """One realisation of a split that draws x anew at each access; its seed belongs to the data."""
+    return split.fix() if split.resamples else split

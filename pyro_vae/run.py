@@ -1,0 +1,246 @@
+"""A run: a folder with everything a fit left, written whole or not at all, and opened again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+import inference.training
+from inference import Fit, Gaps, Local, Training
+from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+from inference.draws import gaps_from_datatree, save_datatree
+from inference.guides import Amortized
+from pyro_vae.data import Dataset, load
+from pyro_vae.parts import Parts, Sizes
+from pyro_vae.vae import VAE
+
+__all__ = ["Run", "new_folder", "open_run", "save_run"]
+
+CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
+_PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "xarray")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A fitted model with its record, as `open_run` finds it.
+
+    Attributes:
+        folder: where it lies.
+        config: everything resolved: data, parts, sizes, training, seed, versions.
+        vae: the fitted model, in eval mode.
+        fit: how the training went.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    vae: VAE
+    fit: Fit
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data the run was fitted to, loaded again and compared by fingerprint.
+
+        Raises:
+            ValueError: they are not the same data any more.
+        """
+        data = load(**self.config["data"]["load"])
+        if data.fingerprint != self.config["data"]["fingerprint"]:
+            fitted = self.config["data"]["fingerprint"]
+            raise ValueError(
+                f"{self.folder}: the run was fitted to data with fingerprint {fitted[:12]}; "
+                f"{data.name!r} now has {data.fingerprint[:12]}. Restore the data file, or fit again."
+            )
+        return data
+
+    @property
+    def engine(self) -> str:
+        """Which engine fitted it: "svi" or "em"."""
+        return self.config["engine"]
+
+    @property
+    def results(self) -> xr.DataTree:
+        """The draws and gaps of `results.nc`, in memory."""
+        with xr.open_datatree(self.folder / RESULTS, engine="h5netcdf") as tree:
+            return tree.load()
+
+    @property
+    def gaps(self) -> Gaps | None:
+        """What amortization cost, or None where it has not been measured."""
+        return gaps_from_datatree(self.results) if (self.folder / RESULTS).is_file() else None
+
+    @property
+    def parts(self) -> Parts:
+        """The design it was built from."""
+        return Parts.from_config(self.config["parts"])
+
+    @property
+    def training(self) -> Training:
+        """The settings it was trained with."""
+        settings = dict(self.config["training"])
+        for name in ("optimizer", "schedule"):
+            options = dict(settings[name])
+            settings[name] = getattr(inference.training, options.pop("part"))(**options)
+        return Training(**settings)
+
+    @property
+    def local_guide(self) -> Local | None:
+        """The guide of the training data that variational EM ended with, or None."""
+        if self.fit.params is None or self.vae.family is None:
+            return None
+        return Local(self.vae.family, self.fit.params)
+
+    def new_guide(self) -> Amortized | None:
+        """An encoder of the run's own design with fresh weights, as a guide of a model fitted without one."""
+        modules = self.parts.build(Sizes(**self.config["sizes"]))
+        return VAE(
+            **{**modules, "prior": self.vae.prior, "decoder": self.vae.decoder, "likelihood": self.vae.likelihood}
+        ).guide
+
+    def save_guide(self) -> None:
+        """Write the checkpoint again, with the guide the model has now."""
+        save_checkpoint(self.folder / CHECKPOINT, _content(self.vae, self.fit))
+
+    def save_results(self, tree: xr.DataTree) -> None:
+        """Replace `results.nc`."""
+        save_datatree(tree, self.folder / RESULTS)
+
+
+@contextmanager
+def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Args:
+        out: where the run shall lie; its parents are made.
+        replace: whether a run that is there is replaced; it stays until the new one is complete.
+
+    Raises:
+        ValueError: `out` holds a run already, or other files, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: expected a folder; it is a file. Choose another.")
+    if out.is_dir() and any(out.iterdir()):
+        is_run = (out / CONFIG).is_file()
+        if not is_run:
+            raise ValueError(f"--out {out}: expected an empty or new folder; it holds other files. Choose another.")
+        if not replace:
+            raise ValueError(
+                f"--out {out}: the folder already holds a run; nothing was touched. Choose another, or remove it."
+            )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_run(folder: Path, *, config: Mapping[str, Any], vae: VAE, fit: Fit) -> None:
+    """Write what a fit left into an existing folder: configuration, metrics and checkpoint.
+
+    Args:
+        folder: the folder, as `new_folder` gives it.
+        config: what was asked for; versions are added.
+        vae: the fitted model.
+        fit: its record.
+    """
+    resolved = {
+        **config,
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+    }
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(resolved, indent=2) + "\n")
+    with atomic_write(folder / METRICS) as temporary, temporary.open("w") as lines:
+        for epoch, elbo in enumerate(fit.elbo.tolist()):
+            row = {"epoch": epoch + 1, "elbo": elbo}
+            if fit.elbo_validation is not None:
+                row["elbo_validation"] = fit.elbo_validation[epoch].item()
+            lines.write(json.dumps(row) + "\n")
+    save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
+    (folder / FIGURES).mkdir(exist_ok=True)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Args:
+        folder: what `pyro-vae fit --out` wrote.
+
+    Returns:
+        The run, its model rebuilt and in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no run in that folder.
+        ValueError: a file of it is damaged.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{folder}: expected a run folder; there is no {CONFIG} in it. Make one by `pyro-vae fit --out {folder}`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: expected JSON; it cannot be read ({error}). Fit again.") from error
+    try:
+        parts, sizes = Parts.from_config(config["parts"]), Sizes(**config["sizes"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / CONFIG}: expected a run's configuration; {error} is missing or wrong. Fit again."
+        ) from error
+    content = load_checkpoint(folder / CHECKPOINT)
+    with torch.random.fork_rng():
+        modules = parts.build(sizes)
+    if not content["has_guide"]:
+        modules["encoder"] = None
+    vae = VAE(**modules)
+    try:
+        vae.load_state_dict(content["vae"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / CHECKPOINT}: expected the weights of the parts in {CONFIG}; they do not fit. Fit again."
+        ) from error
+    return Run(folder, config, vae.eval(), Fit(**content["fit"]))
+
+
+def _content(vae: VAE, fit: Fit) -> dict[str, Any]:
+    return {
+        "vae": vae.state_dict(),
+        "has_guide": vae.guide is not None,
+        "fit": {
+            "elbo": fit.elbo,
+            "elbo_validation": fit.elbo_validation,
+            "seconds": fit.seconds,
+            "num_steps": fit.num_steps,
+            "stopped_because": fit.stopped_because,
+            "best_epoch": fit.best_epoch,
+            "settings": json.loads(json.dumps(dict(fit.settings), default=str)),
+            "params": fit.params,
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "unknown"

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+
+from pyro_vae.run import new_folder, open_run
+
+
+class TestNewFolder:
+    def test_appears_whole(self, tmp_path):
+        out = tmp_path / "a" / "b"
+        with new_folder(out) as folder:
+            (folder / "config.json").write_text("{}")
+            assert not out.exists()
+        assert [entry.name for entry in out.iterdir()] == ["config.json"]
+        assert [entry.name for entry in out.parent.iterdir()] == ["b"]
+
+    def test_vanishes_when_it_fails(self, tmp_path):
+        with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "run") as folder:
+            (folder / "config.json").write_text("{}")
+            raise RuntimeError("stop")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_old_run_stays_until_the_new_one_is_whole(self, tmp_path):
+        out = tmp_path / "run"
+        with new_folder(out) as folder:
+            (folder / "config.json").write_text("old")
+        with pytest.raises(RuntimeError, match="stop"), new_folder(out, replace=True):
+            raise RuntimeError("stop")
+        assert (out / "config.json").read_text() == "old"
+        with new_folder(out, replace=True) as folder:
+            (folder / "config.json").write_text("new")
+        assert (out / "config.json").read_text() == "new"
+
+    def test_an_empty_folder_is_taken(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        with new_folder(tmp_path / "run") as folder:
+            (folder / "config.json").write_text("{}")
+        assert (tmp_path / "run" / "config.json").is_file()
+
+    @pytest.mark.parametrize("replace", [False, True])
+    def test_what_is_no_run_is_not_touched(self, tmp_path, replace):
+        (tmp_path / "letter").write_text("x")
+        with pytest.raises(ValueError, match="other files"), new_folder(tmp_path, replace=replace):
+            pass
+        with pytest.raises(ValueError, match="it is a file"), new_folder(tmp_path / "letter", replace=replace):
+            pass
+        assert (tmp_path / "letter").read_text() == "x"
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ValueError, match="cannot be written"), new_folder(tmp_path / "file" / "run"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        pytest.param(None, FileNotFoundError, "expected a run folder", id="no folder"),
+        pytest.param("{", ValueError, "expected JSON", id="torn configuration"),
+        pytest.param("{}", ValueError, "'parts' is missing", id="empty configuration"),
+        pytest.param(
+            json.dumps({"parts": {"prior": {"part": "nobody"}}, "sizes": {}}), ValueError, "nobody", id="unknown part"
+        ),
+        pytest.param(
+            json.dumps({"parts": {}, "sizes": {"num_latents": 2, "num_values": 3}}),
+            FileNotFoundError,
+            "checkpoint",
+            id="no checkpoint",
+        ),
+    ],
+)
+def test_open_run_says_what_is_wrong(tmp_path, config, error, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(error, match=message) as caught:
+        open_run(tmp_path)
+    assert "\n" not in str(caught.value)
