@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint; there is no such file. Check the run's folder.")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            # torch warns of files it did not write; they are refused below, in one line.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
         raise ValueError(
             f"{path}: expected a checkpoint of tensors and plain values; it is damaged or holds something else "
@@ -71,6 +75,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path}: expected a checkpoint of tensors and plain values; it holds a {type(content).__name__}. Fit again."
+            f"{path}: expected a checkpoint of tensors and plain values; it holds {type(content).__name__}. Fit again."
         )
     return content

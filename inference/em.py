@@ -30,7 +30,7 @@ __all__ = ["fit_em"]
 HELD_OUT_STEPS = 50
 FIRST_HELD_OUT_STEPS = 300
 # E-steps on the whole table at the final model.
-LAST_STEPS = 100
+LAST_STEPS = 30
 
 
 class Table:
@@ -39,7 +39,7 @@ class Table:
     Args:
         objective: the ELBO at a row.
         params: (N, K) rows to start from.
-        lr: step size.
+        lr: step size, in the family's `step_units`.
         num_particles: draws a step and datapoint, in antithetic pairs.
     """
 
@@ -61,7 +61,9 @@ class Table:
         rows = self.params[index]
         for _ in range(num_steps):
             grad = self.objective.row_gradient(x, rows, self.noise(len(x)))
-            rows = self.optimizer.step(rows, grad, index, lr=self.lr * lr_factor)
+            rows = self.optimizer.step(
+                rows, grad, index, lr=self.lr * lr_factor * self.objective.family.step_units(rows)
+            )
         self.params[index] = rows
         return rows
 

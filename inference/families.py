@@ -31,6 +31,12 @@ LOG_SCALE = 12.0
 ODDS = 1e3
 
 
+def _location_units(params: Tensor, size: int) -> Tensor:
+    """One standard deviation of q, at most 1, for the locations that a row begins with; 1 for all else."""
+    scale = _confine(params[..., size : 2 * size].detach(), LOG_SCALE).exp().clamp_max(1.0)
+    return torch.cat([scale, torch.ones_like(params[..., size:])], dim=-1)
+
+
 def _confine(raw: Tensor, bound: float) -> Tensor:
     return bound * torch.tanh(raw / bound)
 
@@ -115,6 +121,18 @@ class Family(nn.Module):
         """
         raise NotImplementedError
 
+    def step_units(self, params: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+        """What a step of size 1 means for each parameter, at these parameters.
+
+        Adam's steps have the size they are told, not one that fits the problem: around a posterior that is narrower
+        than a step, a location would jitter for ever. A family with locations measures their steps in standard
+        deviations of q.
+
+        Args:
+            params: (*B, K) rows.
+        """
+        return torch.ones_like(params)
+
     def extra_repr(self) -> str:
         """Its size."""
         return str(self.num_latents)
@@ -156,6 +174,10 @@ class MeanField(Family):
         """The distribution at these parameters."""
         loc, raw = params.chunk(2, dim=-1)
         return dist.Normal(loc, _confine(raw, LOG_SCALE).exp(), validate_args=False).to_event(1)
+
+    def step_units(self, params: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+        """One standard deviation of q for a location, at most 1; 1 for all else."""
+        return _location_units(params, self.num_latents)
 
     def params_from(self, q: Distribution) -> Float[Tensor, "*B K"]:
         """Parameters at which the family is `q`, or has its means and variances."""
@@ -205,6 +227,10 @@ class FullCovariance(Family):
         factor[..., rows, columns] = _confine(odds / math.sqrt(size), ODDS)
         scale_tril = _confine(raw, LOG_SCALE).exp().unsqueeze(-1) * nn.functional.normalize(factor, dim=-1)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+
+    def step_units(self, params: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+        """One standard deviation of q for a location, at most 1; 1 for all else."""
+        return _location_units(params, self.num_latents)
 
     def params_from(self, q: Distribution) -> Float[Tensor, "*B K"]:
         """Parameters at which the family is `q`, or has its mean and covariance."""

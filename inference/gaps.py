@@ -220,6 +220,10 @@ def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Ev
             f"log_evidence: expected one value a datapoint, shape ({num_data},); got "
             f"{tuple(log_evidence.value.shape)}. Pass those of the data measured."
         )
+    if not bool(log_evidence.value.isfinite().all()):
+        raise ValueError(
+            "log_evidence: expected finite values; got NaN or infinity. Leave it out to have it estimated."
+        )
     return log_evidence
 
 

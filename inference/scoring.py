@@ -155,13 +155,7 @@ def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
 def require_contract(objective: LocalELBO, x: Tensor, index: Tensor, *, seed: int) -> None:
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
-    prior = latent_prior(objective.model, x[:4], site=objective.site)
-    if tuple(prior.event_shape) != (family.num_latents,):
-        raise ValueError(
-            f"family: expected num_latents = {prior.event_shape[0]}, the size of site '{objective.site}' in the "
-            "model; got "
-            f"{family!r}."
-        )
+    _require_size(objective.model, x, family.num_latents, what=repr(family), site=objective.site)
     noise = normal_noise(seed, "contract", index, (1, family.num_latents), like=like(x))
     z, _ = from_noise(family(family.initial_params(len(x), like=like(x))), noise)
     densities(objective.model, x, z, site=objective.site)
@@ -173,9 +167,18 @@ def require_sound(
     model: Callable[..., Any], guide: Callable[..., Any], q: Distribution, x: Tensor, *, site: str
 ) -> None:
     """Run the model once on all of `x`, under validation; refuse a pair in which a row depends on those beside it."""
+    _require_size(model, x, q.event_shape[0], what="the guide's distribution", site=site)
     z = q.sample()
     densities(model, x, z.unsqueeze(0), site=site)
     require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
+
+
+def _require_size(model: Callable[..., Any], x: Tensor, num_latents: int, *, what: str, site: str) -> None:
+    (expected,) = latent_prior(model, x[:4], site=site).event_shape
+    if num_latents != expected:
+        raise ValueError(
+            f"site '{site}': expected num_latents = {expected}, as in the model; got {what} of size {num_latents}."
+        )
 
 
 def like(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -85,8 +86,8 @@ def fit_svi(
 
     with private_store(model, guide, keep=True), seeded(seed), ExitStack() as stack:
         first = fetch(data, torch.arange(min(len(data), training.batch_size)), device=device)
-        # In eval mode, so that looking for parameters moves no running statistics.
-        with eval_mode(model, guide):
+        # Looking for parameters moves no running statistics, and leaves it to the first step to say what is wrong.
+        with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
             leaves = trainable(model, guide, x=first)
             models = trainable(model, x=first) if train == "guide" else {}
             scaled = _scaled_site(model, guide, first)
@@ -176,7 +177,7 @@ def _scaled_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor
     for program in (guide, model):
         for name, node in poutine.trace(program).get_trace(x).nodes.items():
             if node["type"] == "sample" and not (isinstance(node["scale"], float | int) and node["scale"] == 1):
-                return f"site '{name}' is scaled by {node['scale']}"
+                return f"site '{name}' scaled by {node['scale']}"
     return None
 
 

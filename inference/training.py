@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -142,10 +143,11 @@ class Training:
             run to the end.
         tol_elbo: stop when the mean ELBO of the last five epochs exceeds that of the five before by less, nats per
             datapoint; 0: never.
-        tol_params: stop when no parameter changed over an epoch by more than this, relative to the norm of its tensor;
+        tol_params: stop when no parameter changed over an epoch by more than this, relative to its tensor's norm;
             0: never.
-        local_steps: steps on a datapoint's own row at each visit (variational EM).
-        local_lr: their step size; it follows the schedule (variational EM).
+        local_steps: steps on a datapoint's own row at each visit (variational EM). Over many epochs fewer, down to 1,
+            fit a model faster; over few epochs a row needs more, or a warm start.
+        local_lr: their step size, in standard deviations of q for locations; it follows the schedule (variational EM).
         num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs.
         callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
         device: where minibatches go; by default where the model is.
@@ -159,8 +161,8 @@ class Training:
     patience: int | None = None
     tol_elbo: float = 0.0
     tol_params: float = 0.0
-    local_steps: int = 10
-    local_lr: float = 0.05
+    local_steps: int = 5
+    local_lr: float = 0.1
     num_particles: int = 2
     callbacks: Sequence[Callable[[LoopState], None]] = ()
     device: str | None = None
@@ -177,7 +179,7 @@ class Training:
                 f"num_particles: expected an even number (antithetic pairs); got {self.num_particles}. Try 2."
             )
         if not self.local_lr > 0:
-            raise ValueError(f"local_lr: expected a positive step size; got {self.local_lr!r}. Try 0.05.")
+            raise ValueError(f"local_lr: expected a positive step size; got {self.local_lr!r}. Try 0.1.")
         lr = getattr(self.optimizer, "lr", 1.0)
         if not lr > 0:
             raise ValueError(f"lr: expected a positive step size; got {lr!r}. Try 1e-3.")
@@ -282,7 +284,12 @@ def optimise(
     best = _Best(leaves, keep)
     validate = pyro.settings.get("validate_distributions_pyro")
 
-    with tqdm(total=training.epochs * steps_an_epoch, desc=label, unit="step", disable=None, leave=False) as bar:
+    with (
+        tqdm(total=training.epochs * steps_an_epoch, desc=label, unit="step", disable=None, leave=False) as bar,
+        warnings.catch_warnings(),
+    ):
+        # Pyro warns of what the loop reports as an error, with the site's name.
+        warnings.filterwarnings("ignore", "Encountered (NaN|inf)", UserWarning)
         while state.epoch < training.epochs and state.stop is None:
             before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
             # The first pass checks shapes and supports; after that the checks cost time and find nothing new.

@@ -2,6 +2,9 @@ import os
 import shutil
 from pathlib import Path
 
+# The tests' matrices are too small to share between threads, and a second thread waits long for a core that is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import matplotlib
 import pyro

@@ -421,3 +421,13 @@ def test_a_nearly_singular_covariance_costs_no_digits():
     exact = from_noise(family(row), noise)[1]
     single = from_noise(family(row.float()), noise.float())[1]
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [MeanField(3), FullCovariance(3)], ids=repr)
+def test_a_step_on_a_location_is_one_standard_deviation(family):
+    params = torch.randn(5, family.num_params)
+    units = family.step_units(params)
+    assert units.shape == params.shape
+    assert torch.allclose(units[:, :3], family(params).stddev.clamp(max=1.0))
+    assert (units[:, 3:] == 1).all()
+    assert (units[:, :3] < 1).any()
