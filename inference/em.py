@@ -30,7 +30,7 @@ __all__ = ["fit_em"]
 HELD_OUT_STEPS = 50
 FIRST_HELD_OUT_STEPS = 300
 # E-steps on the whole table at the final model.
-LAST_STEPS = 30
+LAST_STEPS = 50
 
 
 class Table:

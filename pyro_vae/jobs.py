@@ -193,7 +193,8 @@ def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
     guide: Amortized | Local | None = run.vae.guide
     if guide is None:
         family = build(run.parts.family, run.config["sizes"])
-        guide = Local(family, refine(run.vae.model, family, shown, seed=seed).params)
+        # Pictures and draws do not show the last tenth of a nat.
+        guide = Local(family, refine(run.vae.model, family, shown, tol=0.1, seed=seed).params)
     run.save_results(to_datatree(run.vae.model, guide, shown, labels=shown.labels, seed=seed))
     name = {"svi": "SVI", "em": "variational EM"}[run.engine]
     with seeded(derive_seed(seed, "figures")):

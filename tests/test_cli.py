@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 import pyro_vae.demo
+import pyro_vae.jobs
 from inference import Local, elbo
 from pyro_vae import __version__, open_run
 from pyro_vae.cli import main
@@ -79,7 +80,7 @@ class TestFit:
         config = json.loads((runs / "svi" / "config.json").read_text())
         assert config["parts"]["likelihood"] == {"part": "binomial", "total_count": None}
         assert config["sizes"]["max_value"] == 16
-        assert config["versions"]["torch"] == torch.__version__
+        assert torch.__version__.startswith(config["versions"]["torch"])  # which leaves out +cpu or +cu130
 
     def test_results_open_in_xarray(self, runs):
         with xr.open_datatree(runs / "svi" / "results.nc", engine="h5netcdf") as tree:
@@ -240,10 +241,11 @@ class TestDemo:
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch):
         """The same demonstration with few epochs and datapoints; the whole one is `make demo`."""
-        short = {name: pyro_vae.demo.Training(epochs=2) for name in ("svi", "em")}
+        short = {name: pyro_vae.demo.Training(epochs=10, batch_size=50) for name in ("svi", "em")}
         measure = pyro_vae.demo.measure_run
         monkeypatch.setattr(pyro_vae.demo, "TRAINING", short)
-        monkeypatch.setattr(pyro_vae.demo, "measure_run", lambda run, **options: measure(run, num_data=8, **options))
+        monkeypatch.setattr(pyro_vae.jobs, "NUM_DRAWN", 10)
+        monkeypatch.setattr(pyro_vae.demo, "measure_run", lambda run, **options: measure(run, num_data=4, **options))
 
     def test_json_and_replacement(self, tmp_path, capsys):
         out = tmp_path / "demo"
@@ -257,7 +259,7 @@ class TestDemo:
             assert summary[engine]["amortization_gap"].keys() == {"mean", "se", "mc_se"}
         paired = open_run(out / "em").gaps.log_evidence - open_run(out / "svi").gaps.log_evidence
         assert summary["difference"]["log_evidence"]["mean"] == pytest.approx(float(paired.mean()))
-        assert summary["difference"]["log_evidence"]["se"] == pytest.approx(float(paired.std()) / 8**0.5)
+        assert summary["difference"]["log_evidence"]["se"] == pytest.approx(float(paired.std()) / 4**0.5)
         assert {path.name for path in (out / "figures").iterdir()} == {"elbo.png", "gaps.png", "gap_histogram.png"}
 
         assert main(["demo", f"--out={out}"]) == 0

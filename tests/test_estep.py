@@ -119,12 +119,14 @@ def test_a_start_close_to_the_best_is_judged_by_what_it_lacks(oracle):
     x, family = data(oracle), MeanField(9)
     best = np.concatenate([oracle.posterior_mean(x), np.tile(-0.5 * np.log(np.diag(oracle.precision)), (64, 1))], 1)
     error = np.random.default_rng(2).standard_normal((64, 9))
-    error *= np.sqrt(0.06 / np.einsum("ni,ij,nj->n", error, oracle.precision, error))[:, None]
+    error *= np.sqrt(0.12 / np.einsum("ni,ij,nj->n", error, oracle.precision, error))[:, None]
     best[:, :9] += error
-    refined = refine(program(oracle), family, x, init=torch.tensor(best), seed=0)
+    noisy = Search(num_particles=2)
+    refined = refine(program(oracle), family, x, init=torch.tensor(best), search=noisy, seed=0)
     left = still_to_gain(oracle, family, x, refined.params)
-    assert left.mean() < 0.01
-    assert (left[refined.converged.numpy()] < 0.02).all()
+    assert refined.converged.sum() > 56
+    assert left.mean() < 0.005
+    assert (left[refined.converged.numpy()] < 0.015).all()
 
 
 def test_the_untouched_start_is_a_candidate(oracle):

@@ -226,6 +226,19 @@ def test_patience_keeps_the_best(x):
     assert not same(history[-1], bits(model, guide))
 
 
+def test_patience_starts_when_warm_up_ends(x):
+    """Where every step does harm the first epoch is the best; but epochs of the warm-up do not count."""
+    model, guide = start()
+
+    def downhill(leaves):
+        return torch.optim.SGD(leaves, lr=1e-3, maximize=True)
+
+    training = Training(epochs=30, batch_size=50, optimizer=downhill, patience=2, warm_up=3)
+    fit = fit_svi(model.model, guide, x, training=training, validation=x, seed=0)
+    assert fit.elbo_validation.argmax() == 0
+    assert fit.best_epoch == 3 and len(fit.elbo) == 6
+
+
 def test_bare_parameters_live_in_the_callers_store(x):
     pyro.param("untouched", torch.tensor(3.0))
 
