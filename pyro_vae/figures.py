@@ -22,7 +22,7 @@ __all__ = ["draw_fit", "draw_gaps", "save"]
 
 NUM_SHOWN = 10
 NUM_SAMPLES = 64
-MANIFOLD_SIZE = 20
+MANIFOLD_SIZE = 12
 
 
 def draw_fit(
@@ -50,7 +50,9 @@ def draw_fit(
         samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
     save(plots.plot_elbo(fits), folder / "elbo.png")
     save(plots.plot_reconstructions(x[:NUM_SHOWN], mean[:NUM_SHOWN], image_shape), folder / "reconstructions.png")
-    save(plots.plot_samples(samples, image_shape), folder / "samples.png")
+    drawn = plots.plot_samples(samples, image_shape)
+    drawn.set_title("means of x at draws of z from the prior", loc="left")
+    save(drawn, folder / "samples.png")
     if z.shape[1] == 2:
         grid, images = _manifold(vae)
         save(plots.plot_manifold(images, image_shape, grid=grid), folder / "manifold.png")

@@ -530,7 +530,8 @@ def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], **options: 
 
 
 def _scale_note(limits: tuple[float, float], images: np.ndarray) -> str:
-    low, high = (f"{limit:.3g}" for limit in limits)
+    # A mean of 7e-8 on a scale up to 16 is a nought.
+    low, high = (f"{limit if abs(limit) > 1e-3 * (limits[1] - limits[0]) else 0:.3g}" for limit in limits)
     return _minus(f"{low} (white) to {high} (black)" if images.ndim == 3 else f"each channel: {low} to {high}")
 
 

@@ -231,7 +231,7 @@ def test_patience_starts_when_warm_up_ends(x):
     model, guide = start()
 
     def downhill(leaves):
-        return torch.optim.SGD(leaves, lr=1e-3, maximize=True)
+        return torch.optim.SGD(leaves, lr=1e-5, maximize=True)
 
     training = Training(epochs=30, batch_size=50, optimizer=downhill, patience=2, warm_up=3)
     fit = fit_svi(model.model, guide, x, training=training, validation=x, seed=0)
