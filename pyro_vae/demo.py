@@ -32,7 +32,7 @@ NUM_LATENTS = 8
 TRAINING = {
     "svi": Training(epochs=100, batch_size=50, optimizer=Adam(lr=3e-3), schedule=Cosine(), patience=20),
     "em": Training(
-        epochs=50, batch_size=50, optimizer=Adam(lr=5e-3), schedule=Cosine(), patience=15, local_steps=5, local_lr=0.4
+        epochs=80, batch_size=50, optimizer=Adam(lr=5e-3), schedule=Cosine(), patience=20, local_steps=2, local_lr=0.3
     ),
 }
 WHAT = {
