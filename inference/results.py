@@ -136,14 +136,15 @@ class Gaps:
         Cremer, Li & Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
     """
 
-    TERMS: ClassVar[tuple[str, ...]] = (
-        "log_evidence",
-        "elbo_local",
-        "elbo_amortized",
-        "approximation_gap",
-        "amortization_gap",
-        "inference_gap",
-    )
+    LABELS: ClassVar[Mapping[str, str]] = {
+        "log_evidence": "log p(x)",
+        "elbo_local": "L[q*]",
+        "elbo_amortized": "L[q]",
+        "approximation_gap": "approximation gap",
+        "amortization_gap": "amortization gap",
+        "inference_gap": "inference gap",
+    }
+    TERMS: ClassVar[tuple[str, ...]] = tuple(LABELS)
 
     log_evidence: Float[Tensor, " N"]
     log_evidence_se: Float[Tensor, " N"]
@@ -218,18 +219,10 @@ class Gaps:
 
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
-        rows = {
-            "log p(x)": "log_evidence",
-            "L[q*]": "elbo_local",
-            "L[q]": "elbo_amortized",
-            "approximation gap": "approximation_gap",
-            "amortization gap": "amortization_gap",
-            "inference gap": "inference_gap",
-        }
         summary = self.summary()
         lines = [
             f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}",
-            *(_row(label, **summary[term]) for label, term in rows.items()),
+            *(_row(label, **summary[term]) for term, label in self.LABELS.items()),
         ]
         if self.elbo_local_by_family is not None and self.elbo_local_by_family_se is not None:
             for name, value, se in zip(

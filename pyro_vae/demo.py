@@ -126,20 +126,12 @@ def _one_thread() -> Iterator[None]:
 
 def table(demo: Demo) -> str:
     """Both tables side by side, and the model cost under them."""
-    rows = {
-        "log p(x)": "log_evidence",
-        "L[q*]": "elbo_local",
-        "L[q]": "elbo_amortized",
-        "approximation gap": "approximation_gap",
-        "amortization gap": "amortization_gap",
-        "inference gap": "inference_gap",
-    }
     summaries = {"SVI": demo.gaps["svi"].summary(), "variational EM": demo.gaps["em"].summary()}
     lines = [
         " " * 20 + "".join(f"{name:>30}" for name in summaries),
         f"{'nats per datapoint':<20}" + f"{'mean':>12}{'se':>9}{'mc_se':>9}" * 2,
     ]
-    for label, term in rows.items():
+    for term, label in Gaps.LABELS.items():
         cells = (summary[term] for summary in summaries.values())
         lines.append(
             f"{label:<20}" + "".join(f"{cell['mean']:>12.3f}{cell['se']:>9.3f}{cell['mc_se']:>9.3f}" for cell in cells)

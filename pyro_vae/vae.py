@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from inference.families import Family
 from inference.guides import Amortized, unique_name
+from inference.isolation import eval_mode
 from inference.noise import resolve_seed, seeded
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import check_size
@@ -201,7 +202,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: the VAE has no encoder.
         """
-        with _evaluating(self), torch.no_grad():
+        with eval_mode(self), torch.no_grad():
             return self.decode(_mean(self.encode(x))).mean
 
     def generate(self, num_draws: int, *, seed: int | None = None) -> Float[Tensor, "n P"]:
@@ -219,7 +220,7 @@ class VAE(nn.Module):
             ValueError: `num_draws` is not a positive integer, or `seed` not a non-negative one.
         """
         shape = torch.Size((check_size("generate", "num_draws", num_draws),))
-        with nullcontext() if seed is None else seeded(resolve_seed(seed)), _evaluating(self), torch.no_grad():
+        with nullcontext() if seed is None else seeded(resolve_seed(seed)), eval_mode(self), torch.no_grad():
             return self.decode(self.prior().sample(shape)).sample()
 
     def __getstate__(self) -> object:
@@ -317,15 +318,3 @@ def _mean(q: Distribution) -> Tensor:
     except NotImplementedError:
         with seeded(0):
             return q.sample(torch.Size((_NUM_DRAWS,))).mean(0)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        # Part by part: a user may have frozen one part's batch norm in eval() and train the rest.
-        for part, was_training in training.items():
-            part.training = was_training
