@@ -1,7 +1,5 @@
 import io
 import re
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -29,14 +27,6 @@ def save(tmp_path):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    def urlopen(*args, **kwargs):
-        raise urllib.error.URLError("no network in this test")
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
 
 
 def splits(data):
@@ -278,6 +268,96 @@ def test_path_objects_and_home_are_understood(save, monkeypatch):
     assert len(load("~/data.npy").test) == 4
 
 
+# ------------------------------------------------------------------------------------------------- options of files
+
+
+def test_npz_arrays_are_chosen_by_name(save):
+    path = save(x=ROWS, small=ROWS[:, :2], y=np.arange(20), kind=np.arange(20) % 3, names=np.array(["a", "b"]))
+    chosen = load(path, key="small", label_key="kind")
+    assert torch.equal(chosen.test.tensor(), torch.from_numpy(ROWS[:, :2])[chosen.test.rows])
+    assert torch.equal(chosen.test.labels, chosen.test.rows % 3)
+    assert torch.equal(load(path, label_key="kind").test.labels, chosen.test.labels)
+    assert torch.equal(load(path, key="small").test.labels, chosen.test.rows), "y stays the default"
+
+
+def test_npz_splits_are_chosen_by_name(save):
+    path = save(ink_train=ROWS, ink_test=ROWS[:7], who_train=np.arange(20), who_test=np.arange(7), x=ROWS[:5])
+    data = load(path, key="ink", label_key="who")
+    assert [len(split) for split in splits(data)] == [18, 2, 7]
+    assert torch.equal(data.test.labels, torch.arange(7))
+
+
+# ---------------------------------------------------------------------------------------------------------- levels
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "levels"),
+    [
+        pytest.param(np.array([[0, 51, 255]] * 20, np.uint8), {}, (256, 1 / 255), id="gray"),
+        pytest.param(np.array([[8, 51, 238]] * 20, np.uint8), {}, (256, 1 / 255), id="gray, darker than white"),
+        pytest.param(np.array([[0, 1]] * 20, np.uint8), {}, (2, 1.0), id="binary 8-bit"),
+        pytest.param(np.zeros((20, 2), bool), {}, (2, 1.0), id="booleans"),
+        pytest.param(np.array([[0, 1, 300]] * 20, np.int32), {}, (301, 1.0), id="counts"),
+        pytest.param(np.array([[0, -1, 300]] * 20, np.int32), {}, (None, None), id="negative integers"),
+        pytest.param(np.array([[0.0, 1.0]] * 20), {}, (None, None), id="real numbers"),
+        pytest.param(np.array([[0.0, 1.0]] * 20), {"binarize": "fixed"}, (2, 1.0), id="fixed bits"),
+        pytest.param(np.array([[0, 51, 255]] * 20, np.uint8), {"binarize": "dynamic"}, (2, 1.0), id="drawn bits"),
+    ],
+)
+def test_levels_follow_the_type(save, x, options, levels):
+    data = load(save(x), **options)
+    assert (data.num_levels, data.level_step) == levels
+    if data.num_levels is not None:
+        level = data.train[:] / data.level_step
+        torch.testing.assert_close(level, level.round())
+        assert level.min() >= 0 and level.max() <= data.num_levels - 1
+
+
+def test_levels_are_those_of_all_splits(save):
+    counts = np.arange(20).reshape(10, 2)
+    data = load(save(x_train=counts, x_test=counts + 5))
+    assert (data.num_levels, data.level_step) == (25, 1.0)
+    assert (data.min_value, data.max_value) == (data.train[:].min(), data.train[:].max())
+    assert data.max_value < 24
+
+
+def test_levels_and_range_of_the_digits():
+    assert (load("digits").num_levels, load("digits").level_step) == (17, 1.0)
+    assert (load("digits").min_value, load("digits").max_value) == (0, 16)
+    fixed = load("digits", binarize="fixed")
+    assert (fixed.num_levels, fixed.min_value, fixed.max_value) == (2, 0, 1)
+
+
+def test_range_of_gray_levels_is_that_of_x(save):
+    data = load(save(np.array([[8, 51, 238]] * 20, np.uint8)))
+    assert (data.min_value, data.max_value) == (pytest.approx(8 / 255), pytest.approx(238 / 255))
+
+
+# ---------------------------------------------------------------------------------------------------------- missing
+
+
+def test_missing_values_are_kept_where_they_are(save):
+    x = with_value(np.nan)
+    x[3] = np.nan
+    data = load(save(x), missing="keep")
+    assert data.has_missing and not load(save(ROWS), missing="keep").has_missing
+    for split in splits(data):
+        torch.testing.assert_close(split.tensor(), torch.from_numpy(x)[split.rows], equal_nan=True, rtol=0, atol=0)
+    assert data.max_value == pytest.approx(np.nanmax(x[data.train.rows]))
+    assert (data.num_levels, data.level_step) == (None, None)
+    assert "missing" in repr(data) and "nan" not in repr(data)
+
+
+def test_fingerprint_sees_what_is_missing_and_not_its_bits(save):
+    one, other = with_value(np.nan), with_value(np.nan)
+    other.view(np.uint64)[11, 2] ^= 0x8000000000000123
+    assert np.isnan(other[11, 2]) and one.tobytes() != other.tobytes()
+    prints = [load(save(x), missing="keep").fingerprint for x in (one, other, ROWS, with_value(0.5))]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert load(save(ROWS)).fingerprint == prints[2]
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -292,8 +372,16 @@ def one_line(error):
     [
         pytest.param("mnits", {}, "unknown data set 'mnits': did you mean 'mnist'.*digits, mnist, fash", id="misspelt"),
         pytest.param("Fashion_MNIST", {}, "did you mean 'fashion-mnist'", id="other spelling"),
-        pytest.param("cats", {}, "unknown data set 'cats': expected one of .*\\.npy or \\.npz", id="unknown"),
-        pytest.param("data.csv", {}, "unknown data set 'data.csv'", id="other file type"),
+        pytest.param("emnist", {}, "did you mean 'emnist-balanced'", id="part of a name"),
+        pytest.param("cats", {}, r"unknown data set 'cats': expected one of .*\.npy, \.npz, \.csv or", id="unknown"),
+        pytest.param("data.txt", {}, "unknown data set 'data.txt'", id="other file type"),
+        pytest.param("digits", {"missing": "drop"}, "missing='drop': expected one of 'refuse', 'keep'", id="missing"),
+        pytest.param("digits", {"key": "x"}, r"key='x': an option of \.npz files, which 'digits' is not", id="key"),
+        pytest.param("a.npy", {"label_key": "y"}, r"label_key='y': an option of \.npz files", id="label key"),
+        pytest.param("a.npz", {"columns": ["b"]}, r"columns=\['b'\]: an option of \.csv and \.parquet", id="columns"),
+        pytest.param("a.npz", {"label": "b"}, r"label='b': an option of \.csv and \.parquet files", id="label"),
+        pytest.param("a.npz", {"stream": True}, "stream=True: .* np.save, because an archive cannot be", id="stream"),
+        pytest.param("digits", {"stream": True}, "stream=True: .*'digits' is not; leave it out$", id="stream a name"),
         pytest.param("digits", {"binarize": "yes"}, "binarize='yes': expected one of 'none', 'fixed'", id="binarize"),
         pytest.param("digits", {"binarize_seed": -1}, "binarize_seed=-1: expected an integer", id="binarize_seed"),
         pytest.param("digits", {"split_seed": -1}, "split_seed=-1: expected an integer", id="split_seed"),
@@ -332,7 +420,20 @@ def with_value(value):
         pytest.param(ROWS[:0], {}, r"shape \(0, 3\).*at least one value", id="no rows"),
         pytest.param(ROWS[:, :0], {}, r"shape \(20, 0\).*at least one value", id="no columns"),
         pytest.param(with_value(np.nan), {}, "NaN or infinity in 1 row, the first is row 11", id="NaN"),
-        pytest.param(with_value(-np.inf), {}, "NaN or infinity in 1 row, the first is row 11", id="infinity"),
+        pytest.param(with_value(np.nan), {}, r"try x\[np.isfinite.*, or missing='keep'", id="NaN, both fixes"),
+        pytest.param(
+            with_value(-np.inf), {}, r"NaN or infinity in 1 row, the first is row 11.*all\(1\)\]$", id="infinity"
+        ),
+        pytest.param(
+            with_value(np.inf), {"missing": "keep"}, "has infinity in 1 row, the first is row 11", id="kept, inf"
+        ),
+        pytest.param(ROWS * np.nan, {"missing": "keep"}, "no value that was observed", id="all missing"),
+        pytest.param(
+            with_value(np.nan),
+            {"missing": "keep", "binarize": "fixed"},
+            "binarize='fixed' cannot draw values that are missing",
+            id="missing, binarized",
+        ),
         pytest.param(ROWS[:9], {}, "9 rows to split.*at least 1 in each.*10 are enough", id="too few rows"),
         pytest.param(ROWS - 0.5, {"binarize": "fixed"}, r"values in \[0, 1\], got -0.5", id="negative, binarized"),
         pytest.param(ROWS * 9, {"binarize": "dynamic"}, r"values in \[0, 1\], got 0 .. 8.85", id="large, binarized"),
@@ -348,7 +449,20 @@ def test_bad_arrays(save, array, options, message):
     ("arrays", "options", "message"),
     [
         pytest.param({}, {}, "expected one array x.*the file has nothing", id="empty archive"),
-        pytest.param({"z": ROWS}, {}, "expected one array x, or x_train.*the file has z", id="other names"),
+        pytest.param({"z": ROWS}, {}, "expected one array x, or x_train.*the file has z; .* key=", id="other names"),
+        pytest.param(
+            {"x": ROWS, "c": ROWS},
+            {"key": "z"},
+            "expected one array z, or z_train.*the file has x, c",
+            id="no such key",
+        ),
+        pytest.param({"x": ROWS}, {"label_key": "c"}, "label_key='c': .*in an array c, the file has x", id="no labels"),
+        pytest.param(
+            {"x_train": ROWS, "c": np.arange(20)}, {"label_key": "c"}, "in an array c_train", id="no labels of a split"
+        ),
+        pytest.param(
+            {"x": ROWS, "c": ROWS}, {"label_key": "c"}, r"c has shape \(20, 3\).*expected 20 integers", id="label array"
+        ),
         pytest.param({"x_test": ROWS}, {}, "the file has x_test", id="no training split"),
         pytest.param({"x": ROWS, "x_test": ROWS}, {}, "the file has x, x_test", id="ambiguous"),
         pytest.param(
@@ -457,93 +571,3 @@ def test_split_methods_refuse(save):
         dynamic.fix(seed=-1)
     with pytest.raises(ValueError, match="expected n at least 1, got 0"):
         dynamic.head(0)
-
-
-# ------------------------------------------------------------------------------------------------ MNIST and its kind
-
-
-@pytest.mark.parametrize(
-    ("name", "mean", "first_labels"),
-    [("mnist", 0.13066047627384, [7, 2, 1, 0, 4]), ("fashion-mnist", 0.28604059698880, [9, 2, 1, 1, 6])],
-)
-def test_original_images(image_folder, offline, name, mean, first_labels):
-    data = load(name)
-    assert [len(split) for split in splits(data)] == [50000, 10000, 10000]
-    assert (data.image_shape, data.num_values) == ((28, 28), 784)
-    assert data.test.labels[:5].tolist() == first_labels
-    assert torch.equal(data.test.rows, torch.arange(10000))
-    cut = [data.train, data.validation]
-    assert torch.equal(torch.cat([split.rows for split in cut]).sort().values, torch.arange(60000))
-    total = sum(split.stored.sum(dtype=torch.int64).item() for split in cut)
-    assert total / 255 / 784 / 60000 == pytest.approx(mean, abs=1e-12)
-    x = data.train[torch.arange(100)]
-    assert x.min() == 0 and x.max() == 1 and x.dtype == torch.float64
-
-
-def test_fixed_mnist_is_binary_and_quickly_read(image_folder, offline):
-    data = load("mnist", binarize="fixed")
-    x = data.validation.tensor()
-    assert set(x.unique().tolist()) == {0.0, 1.0}
-    gray = load("mnist").validation.tensor()
-    assert torch.equal(x[gray == 0], gray[gray == 0]) and torch.equal(x[gray == 1], gray[gray == 1])
-    assert abs(x.mean() - gray.mean()) < 5e-4
-
-
-def test_download_failure_names_the_folder_and_what_to_try(tmp_path, monkeypatch, offline, capsys):
-    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="MNIST could not be downloaded into ") as error:
-        load("mnist")
-    text = one_line(error)
-    for part in (str(tmp_path / "MNIST" / "raw"), "train-images-idx3-ubyte.gz", "copy", "PYRO_VAE_DATA"):
-        assert part in text
-    assert capsys.readouterr().out == "", "standard output belongs to results"
-
-
-def test_damaged_archive_is_named(tmp_path, monkeypatch, offline):
-    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / "train-labels-idx1-ubyte.gz").write_bytes(b"half a download")
-    with pytest.raises(FileNotFoundError, match="damaged there: train-labels-idx1-ubyte.gz") as error:
-        load("fashion-mnist")
-    one_line(error)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(bytes.fromhex("00000803 0000ea60 0000001c 0000001c") + b"only some pixels", id="cut short"),
-        pytest.param(bytes.fromhex("00000803 00000001 0000001c 0000001c") + bytes(784), id="too few images"),
-    ],
-)
-def test_damaged_unpacked_file_is_named(tmp_path, monkeypatch, offline, content):
-    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train-images-idx3", "t10k-images-idx3"):
-        (raw / f"{part}-ubyte").write_bytes(content)
-    for part in ("train-labels-idx1", "t10k-labels-idx1"):
-        (raw / f"{part}-ubyte").write_bytes(bytes.fromhex("00000801 00000001 05"))
-    with pytest.raises(ValueError, match="unpacked files in .*raw are damaged.*delete them") as error:
-        load("mnist")
-    one_line(error)
-
-
-def test_folder_that_cannot_be_written(tmp_path, monkeypatch, offline):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "file"))
-    with pytest.raises(FileNotFoundError, match="could not be downloaded into .*file/MNIST/raw") as error:
-        load("mnist")
-    one_line(error)
-
-
-def test_default_folder_is_the_cache_of_the_user(tmp_path, monkeypatch, offline):
-    monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match=str(tmp_path / "cache" / "pyro-vae" / "MNIST" / "raw")):
-        load("mnist")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=str(tmp_path / ".cache" / "pyro-vae" / "MNIST" / "raw")):
-        load("mnist")

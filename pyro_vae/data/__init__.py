@@ -1,0 +1,8 @@
+"""Data in: named data sets, files and torch data sets, split once, binarized only by choice."""
+
+from __future__ import annotations
+
+from pyro_vae.data.loading import load
+from pyro_vae.data.records import Binarize, Dataset, Split
+
+__all__ = ["Binarize", "Dataset", "Split", "load"]

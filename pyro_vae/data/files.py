@@ -1,0 +1,113 @@
+"""NumPy files: .npy, read or mapped, and .npz."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.data.records import SPLITS
+from pyro_vae.data.sources import Found, Missing, Source, check_labels, make_source
+
+__all__ = ["read_npy", "read_npz"]
+
+# A .npy file of more bytes is not read but mapped, unless `stream` says otherwise.
+STREAM_BYTES = 2**30
+
+
+def read_npy(path: Path, *, missing: Missing, stream: bool | None) -> Source:
+    """One array x, which stays on disk where it is large.
+
+    Args:
+        path: the file.
+        missing: whether NaN is refused or kept.
+        stream: whether rows are read when asked for; None: where the file is larger than 1 GiB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or does not hold rows or images.
+    """
+    _require(path)
+    mapped = path.stat().st_size > STREAM_BYTES if stream is None else stream
+    arrays, _ = _read(path, mapped=mapped)
+    if "x" not in arrays:
+        # An archive under another name.
+        return read_npz(path, missing=missing, key=None, label_key=None)
+    array = arrays["x"]
+    if mapped and not array.flags.c_contiguous:
+        raise ValueError(
+            f"{path} is stored column by column, where a row cannot be read alone: expected row order, try "
+            "np.save(path, np.ascontiguousarray(x)), or stream=False"
+        )
+    return make_source(str(path), {"all": Found(f"{path}: x", array)}, missing=missing)
+
+
+def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | None) -> Source:
+    """The array `key` with its labels, or those of its splits: `key_train`, `key_validation`, `key_test`.
+
+    Args:
+        path: the file.
+        missing: whether NaN is refused or kept.
+        key: name of the array; None: x.
+        label_key: name of its labels; None: y or labels, if there are any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or does not hold these arrays.
+    """
+    _require(path)
+    name = key or "x"
+    suffixes = {"all": "", **{which: f"_{which}" for which in SPLITS}}
+    label_names = ("y", "labels") if label_key is None else (label_key,)
+    wanted = {f"{each}{suffix}" for each in (name, *label_names) for suffix in suffixes.values()}
+    arrays, known = _read(path, wanted=wanted)
+    found: dict[str, Found] = {}
+    for which, suffix in suffixes.items():
+        if f"{name}{suffix}" in arrays:
+            array = arrays[f"{name}{suffix}"]
+            label_name = next((f"{each}{suffix}" for each in label_names if f"{each}{suffix}" in arrays), None)
+            if label_name is None and label_key is not None:
+                raise ValueError(
+                    f"{path}: label_key={label_key!r}: expected the labels in an array {label_key}{suffix}, the file "
+                    f"has {', '.join(known)}; name one of these"
+                )
+            labels = (
+                None if label_name is None else check_labels(f"{path}: {label_name}", arrays[label_name], len(array))
+            )
+            found[which] = Found(f"{path}: {name}{suffix}", array, labels)
+    if "train" not in found and list(found) != ["all"] or "all" in found and len(found) > 1:
+        raise ValueError(
+            f"{path}: expected one array {name}, or {name}_train (and {name}_test, {name}_validation), "
+            f"the file has {', '.join(known) or 'nothing'}; choose another array with key="
+        )
+    return make_source(str(path), found, missing=missing)
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}: expected a .npy or .npz file, check the path")
+
+
+def _read(
+    path: Path, *, wanted: Collection[str] = (), mapped: bool = False
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The wanted arrays, and the names of all; the one array of a .npy file is x."""
+    try:
+        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}, ("x",)
+        with loaded:
+            # An archive's member that is no array comes back as bytes.
+            return {key: np.asarray(loaded[key]) for key in loaded.files if key in wanted}, tuple(loaded.files)
+    # Damaged headers make NumPy's reader raise many types, SyntaxError and zlib.error among them.
+    except Exception as error:
+        if "Object arrays" in str(error) or "Python objects in dtype" in str(error):
+            raise ValueError(
+                f"{path} holds pickled Python objects, which could run code and are refused: expected numbers, try "
+                "np.save(path, np.stack(list(x)))"
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        # NumPy takes any file that it does not know for a pickle.
+        reason = "not a NumPy file" if "allow_pickle" in reason else reason
+        raise ValueError(f"{path} cannot be read ({reason}): expected a file written by np.save or np.savez") from error

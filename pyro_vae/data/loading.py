@@ -1,0 +1,244 @@
+"""Load a data set: find it, check it, split it, binarize it, and take its fingerprint."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from pyro_vae.data.files import read_npy, read_npz
+from pyro_vae.data.mapped import Rows, blocks, take
+from pyro_vae.data.named import NAMED
+from pyro_vae.data.objects import read_object
+from pyro_vae.data.records import SPLITS, Binarize, Dataset, Split, check_seed
+from pyro_vae.data.sources import Missing, Source
+from pyro_vae.data.tables import read_table
+
+__all__ = ["load"]
+
+_TABLES = (".csv", ".parquet")
+_FILES = (".npy", ".npz", *_TABLES)
+# Which files an option is for.
+_OPTIONS = {"key": (".npz",), "label_key": (".npz",), "columns": _TABLES, "label": _TABLES, "stream": (".npy",)}
+
+
+def load(
+    name_or_path: str | os.PathLike[str] | Tensor | np.ndarray | TorchDataset[Any],
+    *,
+    binarize: Binarize = "none",
+    binarize_seed: int = 0,
+    split_seed: int = 0,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+    missing: Missing = "refuse",
+    key: str | None = None,
+    label_key: str | None = None,
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    stream: bool | None = None,
+) -> Dataset:
+    """Load a data set by name, from a file or from an object, and split it into train, validation and test.
+
+    * "digits": 1797 digits of 8x8 counts 0 .. 16, part of scikit-learn. Split 1197 / 200 / 400.
+    * "mnist", "fashion-mnist", "kmnist", "emnist-balanced", "emnist-letters", "emnist-digits": 28x28 gray values in
+      [0, 1]; "cifar10": 32x32x3 colours in [0, 1]. All through torchvision into the folder `$PYRO_VAE_DATA` (default:
+      `pyro-vae` in the user's cache folder). Official test splits; for validation, 10000 training images are cut, of
+      EMNIST as many as for test, of CIFAR-10 5000.
+    * "path.npy", "path.npz": rows (N, P), or images (N, H, W) or (N, H, W, C), which are flattened. A .npz file holds
+      `x` (and `y` or `labels`), or `x_train` and `x_test` (and `y_train`, `y_test`), and perhaps `x_validation`; splits
+      that are there are kept. Otherwise a fifth becomes the test split and a tenth the validation split. A .npy file
+      may be larger than memory: it is then mapped, and `split[index]` reads the rows asked for.
+    * "path.csv", "path.parquet": the numeric columns become x, and `Dataset.columns` names them. A .parquet file needs
+      pyarrow.
+    * a tensor or an array x, or a map-style torch data set whose items are x or (x, label): stacked, and split as a
+      file is.
+
+    In arrays, 8-bit unsigned integers are gray levels and are divided by 255, unless the largest is 1, when they are
+    taken as binary; booleans become 0 and 1; every other type is taken as it is (so counts want a wider integer type).
+    In tables no integers are gray levels.
+
+    Split and binarization seeds belong to the data: leave them alone to be comparable between runs.
+
+    Args:
+        name_or_path: a name, a path that ends in .npy, .npz, .csv or .parquet, or an object that holds the data.
+        binarize: "none"; "fixed", one draw x ~ Bernoulli(value / maximum) made here; or "dynamic", a new draw at every
+            access, from torch's global generator. The maximum is 255 for gray levels, 16 for the digits, 1 otherwise.
+        binarize_seed: seed of the fixed draw (and of `Split.fix`).
+        split_seed: seed of the random split.
+        num_validation: size of the validation split; None is the default above.
+        num_test: size of the test split; None is the default above. Official test splits are kept whole.
+        missing: "refuse": NaN is an error; "keep": NaN is a value that was not observed (for likelihoods with
+            `mask=True`).
+        key: of a .npz file, the name of x where it is not x.
+        label_key: of a .npz file, the name of the labels where they are not y or labels.
+        columns: of a table, the columns of x, in this order; None: all but the labels.
+        label: of a table, the column of the labels; names of classes are numbered in sorted order.
+        stream: of a .npy file, whether its rows stay on disk until they are asked for; None: where it is larger than 1
+            GiB. The data and their fingerprint are the same either way.
+
+    Returns:
+        The data set; x has torch's default floating-point type at the time of this call.
+
+    Raises:
+        FileNotFoundError: a file that is not there, or a data set that could not be downloaded.
+        ValueError: an unknown name or choice, a negative seed, sizes that leave nothing to train on, an option of
+            another kind of file, or data that are unreadable, pickled, of a wrong shape or type, empty, not finite, or
+            outside the range binarization needs.
+
+    Example:
+        >>> data = load("digits")
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1197, 200, 400)
+        >>> data.image_shape, data.num_values, data.num_levels
+        ((8, 8), 64, 17)
+        >>> from torch.utils.data import TensorDataset
+        >>> load(TensorDataset(torch.rand(100, 3), torch.arange(100)))
+        Dataset TensorDataset: rows of 3 values in ...
+    """
+    for argument, value, choices in (("binarize", binarize, Binarize), ("missing", missing, Missing)):
+        if value not in get_args(choices):
+            raise ValueError(f"{argument}={value!r}: expected one of {', '.join(map(repr, get_args(choices)))}")
+    binarize_seed = check_seed("binarize_seed", binarize_seed)
+    split_seed = check_seed("split_seed", split_seed)
+    is_named = isinstance(name_or_path, str | os.PathLike)
+    name = os.fspath(name_or_path) if is_named else type(name_or_path).__name__  # type: ignore[arg-type]
+    options = {"key": key, "label_key": label_key, "columns": columns, "label": label, "stream": stream}
+    _check_options(name, "" if name in NAMED or not is_named else Path(name).suffix, options)
+    source = _open(name, missing, options) if is_named else read_object(name_or_path, missing=missing)
+    if binarize != "none":
+        _check_probabilities(name, source, binarize)
+    parts = _split(name, source, split_seed, num_validation, num_test)
+
+    def split(which: str) -> Split:
+        values, labels, rows = parts[which]
+        divisor, resamples = (source.divisor, False) if binarize == "none" else (source.maximum, True)
+        made = Split(which, values, labels, rows, divisor, resamples, binarize_seed, torch.get_default_dtype())
+        return made.fix() if binarize == "fixed" else made
+
+    train, validation, test = (split(which) for which in SPLITS)
+    fingerprint, (low, high) = _survey((train, validation, test), binarize, binarize_seed)
+    num_levels, level_step = source.levels if binarize == "none" else (2, 1.0)
+    return Dataset(
+        name,
+        train,
+        validation,
+        test,
+        source.image_shape,
+        binarize,
+        binarize_seed,
+        split_seed,
+        fingerprint,
+        min_value=low,
+        max_value=high,
+        num_levels=num_levels,
+        level_step=level_step,
+        columns=source.columns,
+        has_missing=source.has_missing,
+    )
+
+
+def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
+    if name in NAMED:
+        return NAMED[name]()
+    path = Path(name).expanduser()
+    if path.suffix == ".npy":
+        return read_npy(path, missing=missing, stream=options["stream"])
+    if path.suffix == ".npz":
+        return read_npz(path, missing=missing, key=options["key"], label_key=options["label_key"])
+    if path.suffix in _TABLES:
+        return read_table(path, missing=missing, columns=options["columns"], label=options["label"])
+    wanted = name.lower().replace("_", "-")
+    begun = [known for known in NAMED if known.startswith(f"{wanted}-")]
+    close = (begun or difflib.get_close_matches(wanted, NAMED, n=1))[:1]
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+        f"unknown data set {name!r}: {hint}expected one of {', '.join(NAMED)}, or a path ending in "
+        f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
+    )
+
+
+def _check_options(name: str, suffix: str, options: dict[str, Any]) -> None:
+    """Options of another kind of file would pass unheard."""
+    for option, value in options.items():
+        if value is not None and value is not False and suffix not in _OPTIONS[option]:
+            fix = "; save x alone with np.save, because an archive cannot be mapped" if suffix == ".npz" else ""
+            raise ValueError(
+                f"{option}={value!r}: an option of {' and '.join(_OPTIONS[option])} files, which {name!r} is not; "
+                f"leave it out{fix if option == 'stream' else ''}"
+            )
+
+
+def _check_probabilities(name: str, source: Source, binarize: str) -> None:
+    if source.has_missing:
+        raise ValueError(
+            f"{name}: binarize={binarize!r} cannot draw values that are missing: expected no NaN; fill them in, or use "
+            "binarize='none'"
+        )
+    low, high = source.low, source.high
+    if low < 0 or high > source.maximum:
+        raise ValueError(
+            f"{name}: binarize={binarize!r} takes value / {source.maximum:g} as a probability: expected values in "
+            f"[0, {source.maximum:g}], got {low:g} .. {high:g}; rescale them, or use binarize='none'"
+        )
+
+
+def _split(
+    name: str, source: Source, seed: int, num_validation: int | None, num_test: int | None
+) -> dict[str, tuple[Rows, Int[Tensor, " N"] | None, Int[Tensor, " N"]]]:
+    """Cut what `source` does not bring along; where nothing is cut, rows keep their order."""
+    for which, asked in (("validation", num_validation), ("test", num_test)):
+        if asked is not None and asked < 1:
+            raise ValueError(f"num_{which}={asked}: expected at least 1 row, or None for the default")
+        if asked is not None and which in source.parts:
+            raise ValueError(f"num_{which}={asked}: {name} has a {which} split of its own, which is kept; leave it out")
+    parts = {
+        which: (part.values, part.labels, torch.arange(part.values.shape[0])) for which, part in source.parts.items()
+    }
+    values, labels, rows = parts.pop("all") if "all" in parts else parts.pop("train")
+    num_data = values.shape[0]
+    cut = {}
+    if "test" not in parts:
+        cut["test"] = num_test or source.num_test or num_data // 5
+    if "validation" not in parts:
+        cut["validation"] = num_validation or source.num_validation or num_data // 10
+    num_train = num_data - sum(cut.values())
+    if num_train < 1 or min(cut.values(), default=1) < 1:
+        sizes = " + ".join(f"{size} {which}" for which, size in cut.items())
+        raise ValueError(
+            f"{name} has {num_data} rows to split into train + {sizes}: expected at least 1 in each; bring more rows "
+            "(10 are enough for the default sizes), or choose num_validation and num_test"
+        )
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(num_data)) if cut else torch.arange(num_data)
+    for which, chosen in zip((*cut, "train"), order.split([*cut.values(), num_train]), strict=True):
+        parts[which] = (take(values, chosen), None if labels is None else labels[chosen], rows[chosen])
+    return parts
+
+
+def _survey(splits: tuple[Split, ...], binarize: str, binarize_seed: int) -> tuple[str, tuple[float, float]]:
+    """The fingerprint, and the range of x in the first split, from one pass over the rows."""
+    digest = hashlib.sha256()
+    low, high = np.inf, -np.inf
+    for split in splits:
+        kind = torch.empty(0, dtype=split.stored.dtype).numpy().dtype
+        header = [split.name, str(kind), list(split.stored.shape), split.divisor]
+        digest.update(json.dumps(header).encode())
+        for _, block in blocks(split.stored):
+            array = block.contiguous().numpy()
+            digest.update(array.astype(kind.newbyteorder("<"), copy=False).data)
+            if split is splits[0] and not split.resamples:
+                observed = block[~block.isnan()] if block.is_floating_point() else block
+                if observed.numel():
+                    least, most = observed.aminmax()
+                    low, high = min(low, float(least) / split.divisor), max(high, float(most) / split.divisor)
+    digest.update(json.dumps([binarize, None if binarize == "none" else binarize_seed]).encode())
+    return digest.hexdigest(), (0.0, 1.0) if splits[0].resamples else (low, high)

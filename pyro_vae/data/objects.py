@@ -1,0 +1,79 @@
+"""Data that are in memory already: arrays, tensors, map-style torch data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from pyro_vae.data.sources import Found, Missing, Source, check_labels, make_source
+
+__all__ = ["read_object"]
+
+
+def read_object(data: Any, *, missing: Missing) -> Source:
+    """An array or a tensor x, or a map-style torch data set whose items are x or (x, label).
+
+    Args:
+        data: the object. Each item of a data set is read once. Items may be numbers in rows, arrays, tensors or PIL
+            images; a tensor (C, H, W), torch's order, becomes (H, W, C).
+        missing: whether NaN is refused or kept.
+
+    Raises:
+        ValueError: it is none of these, its items differ in shape, or they are drawn anew at each access.
+    """
+    name = type(data).__name__
+    if isinstance(data, Tensor | np.ndarray):
+        array = _array(data) if isinstance(data, Tensor) else data
+        return make_source(name, {"all": Found(f"{name}: x", array)}, missing=missing)
+    is_map = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not is_map or isinstance(data, list | tuple | dict | IterableDataset):
+        raise ValueError(
+            f"load: expected a name, a path, an array or a map-style torch data set with len() and [i]; got a {name}. "
+            "Stack the values of a list or an iterable data set to an array."
+        )
+    if not len(data):
+        raise ValueError(f"{name} is empty: expected at least one datapoint; check how it was made")
+    values: list[np.ndarray] = []
+    labels: list[Any] = []
+    for i in range(len(data)):
+        x, label = _pair(name, data[i])
+        if values and (x.shape, x.dtype) != (values[0].shape, values[0].dtype):
+            raise ValueError(
+                f"{name}: item {i} has shape {x.shape} and type {x.dtype}: expected those of the first, "
+                f"{values[0].shape} and {values[0].dtype}; resize or convert the items"
+            )
+        values.append(x)
+        labels.append(label)
+    # Items drawn anew show at once, as long as they are not rarely so.
+    if not np.array_equal(_pair(name, data[0])[0], values[0], equal_nan=values[0].dtype.kind == "f"):
+        raise ValueError(
+            f"{name} draws x anew at each access: expected one fixed x an item; leave its random transforms out"
+        )
+    array = np.stack(values)
+    made = None if labels[0] is None else check_labels(f"{name}: label", np.asarray(labels), len(array))
+    return make_source(name, {"all": Found(f"{name}: x", array, made)}, missing=missing)
+
+
+def _pair(name: str, item: Any) -> tuple[np.ndarray, Any]:
+    """The values and the label, if there is one."""
+    x, label = (
+        (item[0], item[1] if len(item) > 1 else None) if isinstance(item, list | tuple) and item else (item, None)
+    )
+    if isinstance(x, Tensor):
+        channels_first = x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] not in (1, 3, 4)
+        x = _array(x.movedim(0, -1) if channels_first else x)
+    try:
+        return np.asarray(x), label.item() if isinstance(label, Tensor) and label.ndim == 0 else label
+    except Exception as error:
+        raise ValueError(
+            f"{name}: an item is a {type(x).__name__}: expected x or (x, label), x a tensor, an array or an image"
+        ) from error
+
+
+def _array(x: Tensor) -> np.ndarray:
+    # NumPy has no bfloat16.
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()

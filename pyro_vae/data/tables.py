@@ -1,0 +1,149 @@
+"""Tables with named columns: .csv and .parquet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pyro_vae.data.sources import Found, Missing, Source, make_source
+
+__all__ = ["read_table"]
+
+
+def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, label: str | None) -> Source:
+    """The numeric columns of a table as x, one row a datapoint.
+
+    Integers stay counts (none are taken for gray levels); labels that are no integers are numbered in sorted order.
+
+    Args:
+        path: the file; a .csv file has the names of its columns in the first line.
+        missing: whether empty cells are refused, or kept as values that were not observed.
+        columns: the columns of x, in this order; None: all but the labels.
+        label: the column of the labels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has no such columns, or a column of x holds no numbers.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}: expected a .csv or .parquet file, check the path")
+    frame = _read(path)
+    if not len(frame):
+        raise ValueError(f"{path}: the table has no rows: expected at least one; check how it was written")
+    names = [str(name) for name in frame.columns]
+    frame.columns = names
+    if isinstance(columns, str):
+        raise ValueError(f"columns={columns!r}: expected a list of names, try columns=[{columns!r}]")
+    for argument, asked in (("columns", list(columns or ())), ("label", [] if label is None else [label])):
+        for name in asked:
+            if name not in names:
+                close = get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ValueError(
+                    f"{argument}: {path} has no column {name!r}: {hint}expected some of {', '.join(names)}"
+                )
+    if columns is None:
+        _check_header(path, names)
+    chosen = [name for name in names if name != label] if columns is None else list(columns)
+    if not chosen or len(set(chosen)) < len(chosen) or label in chosen:
+        raise ValueError(
+            f"{path}: columns: expected different columns, at least one, and not the label {label!r} among them; got "
+            f"{', '.join(chosen) or 'none'}; choose others"
+        )
+    arrays = {name: _numbers(frame[name]) for name in chosen}
+    other = [repr(name) for name, array in arrays.items() if array is None]
+    if other:
+        raise ValueError(
+            f"{path}: no numbers in column{'s' if len(other) > 1 else ''} {', '.join(other)}: expected numeric "
+            "columns; leave them out with columns=, name one as label=, or write their values as numbers"
+        )
+    x = np.column_stack([array for array in arrays.values() if array is not None])
+    labels = None if label is None else _labels(path, label, frame[label])
+    found = Found(f"{path}: the table", x, labels)
+    source = make_source(str(path), {"all": found}, missing=missing, remedy="frame.dropna()")
+    return replace(source, columns=tuple(chosen))
+
+
+def _read(path: Path) -> Any:
+    # Imported here: pandas takes a second, and only tables need it.
+    import pandas as pd  # type: ignore[import-untyped]
+
+    try:
+        if path.suffix == ".csv":
+            # In one piece, and to the last digit, which is the default since pandas 3.1.
+            is_exact = tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
+            return pd.read_csv(path, low_memory=False, **({} if is_exact else {"float_precision": "round_trip"}))
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: reading .parquet needs pyarrow, which is not installed: try pip install pyarrow, or save the "
+            "table as .csv"
+        ) from error
+    # What the readers raise for damaged files has no common type.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read ({reason}): expected a table with named columns, written by to_csv(index=False) or "
+            "to_parquet"
+        ) from error
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    """A first line that names nothing: a row of data taken for names, or an index that was written along."""
+    if unnamed := [name for name in names if re.fullmatch(r"Unnamed: \d+", name)]:
+        raise ValueError(
+            f"{path}: a column without a name ({unnamed[0]}), perhaps an index: write the table with "
+            "to_csv(index=False), or choose columns="
+        )
+    if all(_is_number(name) for name in names) and names != [str(i) for i in range(len(names))]:
+        raise ValueError(
+            f"{path}: the first line holds numbers ({', '.join(names[:3])}, ...) and not the names of the columns: "
+            "expected names there; add a first line, or choose columns="
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(column: Any) -> np.ndarray | None:
+    """The column as numbers, or None where it has none."""
+    from pandas.api import types  # type: ignore[import-untyped]
+
+    if types.is_bool_dtype(column.dtype) and not column.isna().any():
+        return column.to_numpy(dtype=bool)
+    if types.is_integer_dtype(column.dtype) and not column.isna().any():
+        return column.to_numpy(dtype=np.int64)
+    if types.is_numeric_dtype(column.dtype) and not types.is_complex_dtype(column.dtype):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return None
+
+
+def _labels(path: Path, label: str, column: Any) -> Int[Tensor, " N"]:
+    from pandas.api import types  # type: ignore[import-untyped]
+
+    if column.isna().any():
+        raise ValueError(
+            f"{path}: label {label!r} is empty in {int(column.isna().sum())} rows: expected a label in each; fill "
+            "them in, or leave label= out"
+        )
+    if types.is_float_dtype(column.dtype):
+        raise ValueError(
+            f"{path}: label {label!r} holds real numbers: expected integers or names of classes; name another column"
+        )
+    if types.is_integer_dtype(column.dtype) or types.is_bool_dtype(column.dtype):
+        return torch.tensor(column.to_numpy(dtype=np.int64))
+    return torch.from_numpy(np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)[1])

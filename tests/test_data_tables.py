@@ -1,0 +1,180 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_vae.data import load
+
+FRAME = pd.DataFrame(
+    {
+        "height": np.linspace(1, 2, 20) / 3,
+        "weight": np.linspace(50, 90, 20),
+        "visits": np.arange(20) * 20,
+        "ill": np.arange(20) % 3 == 0,
+        "species": ["setosa", "virginica", "adelie", "adelie"] * 5,
+        "ward": np.arange(20) % 4 - 1,
+    }
+)
+NUMBERS = ["height", "weight", "visits", "ill", "ward"]
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(frame, **options):
+        frame.to_csv(tmp_path / "data.csv", **{"index": False, **options})
+        return str(tmp_path / "data.csv")
+
+    return write
+
+
+def splits(data):
+    return data.train, data.validation, data.test
+
+
+def test_numeric_columns_become_x_to_the_last_digit(save):
+    data = load(save(FRAME[NUMBERS]))
+    assert data.columns == tuple(NUMBERS)
+    assert (data.image_shape, data.num_values, data.num_levels) == (None, 5, None)
+    assert [len(split) for split in splits(data)] == [14, 2, 4]
+    x = torch.from_numpy(FRAME[NUMBERS].to_numpy(dtype=float))
+    for split in splits(data):
+        assert split.labels is None
+        assert torch.equal(split.tensor(), x[split.rows])
+
+
+def test_columns_are_chosen_in_order(save):
+    data = load(save(FRAME), columns=["visits", "height"])
+    assert data.columns == ("visits", "height")
+    assert torch.equal(data.test.tensor(), torch.from_numpy(FRAME[["visits", "height"]].to_numpy())[data.test.rows])
+
+
+@pytest.mark.parametrize(
+    ("label", "codes"),
+    [
+        ("species", np.array([1, 2, 0, 0] * 5)),
+        ("ward", np.arange(20) % 4 - 1),
+        ("ill", (np.arange(20) % 3 == 0).astype(int)),
+    ],
+)
+def test_labels_are_taken_out_of_x(save, label, codes):
+    data = load(save(FRAME if label == "species" else FRAME.drop(columns="species")), label=label)
+    assert data.columns == tuple(name for name in NUMBERS if name != label)
+    assert torch.equal(data.test.labels, torch.from_numpy(codes)[data.test.rows])
+
+
+def test_integers_stay_counts(save):
+    data = load(save(FRAME[["visits", "ill"]]))
+    assert (data.num_levels, data.level_step, data.max_value) == (381, 1.0, data.train[:].max())
+    assert data.train.divisor == 1
+    assert (load(save(FRAME[["ill"]])).num_levels, load(save(FRAME[["ill"]])).max_value) == (2, 1)
+
+
+def test_empty_cells_are_refused_or_kept(save):
+    frame = FRAME[["height", "visits"]].astype(object)
+    frame.iloc[[3, 17], 1] = None
+    path = save(frame)
+    with pytest.raises(ValueError, match=r"in 2 rows, the first is row 3.*frame.dropna\(\), or missing='keep'"):
+        load(path)
+    data = load(path, missing="keep")
+    assert data.has_missing
+    expected = torch.from_numpy(frame.to_numpy(dtype=float))
+    for split in splits(data):
+        torch.testing.assert_close(split.tensor(), expected[split.rows], equal_nan=True, rtol=0, atol=0)
+
+
+def test_the_same_numbers_have_the_same_fingerprint(save, tmp_path):
+    np.save(tmp_path / "data.npy", FRAME[["height", "weight"]].to_numpy())
+    assert load(save(FRAME[["height", "weight"]])).fingerprint == load(tmp_path / "data.npy").fingerprint
+
+
+def test_columns_called_by_their_number_have_names(save):
+    assert load(save(pd.DataFrame(np.ones((20, 3))))).columns == ("0", "1", "2")
+
+
+def test_one_column(save):
+    assert load(save(FRAME[["height"]])).num_values == 1
+
+
+def parquet(monkeypatch, tmp_path, frame):
+    """A .parquet file as pandas would read it: the tests need no pyarrow."""
+    (tmp_path / "data.parquet").write_bytes(b"")
+    monkeypatch.setattr(pd, "read_parquet", lambda path: frame.copy())
+    return tmp_path / "data.parquet"
+
+
+def test_parquet_with_types_of_its_own(monkeypatch, tmp_path):
+    frame = pd.DataFrame(
+        {
+            "small": np.arange(20, dtype=np.uint8) * 12,
+            "whole": pd.array([*range(19), None], dtype="Int64"),
+            "real": pd.array([*np.arange(19) / 7, None], dtype="Float64"),
+            "flag": pd.array([True, False] * 10, dtype="boolean"),
+            "kind": pd.Categorical(["b", "a"] * 10),
+        }
+    )
+    path = parquet(monkeypatch, tmp_path, frame)
+    data = load(path, label="kind", missing="keep")
+    assert data.columns == ("small", "whole", "real", "flag")
+    expected = torch.from_numpy(frame[list(data.columns)].to_numpy(dtype=float, na_value=np.nan))
+    for split in splits(data):
+        torch.testing.assert_close(split.tensor(), expected[split.rows], equal_nan=True, rtol=0, atol=0)
+        assert torch.equal(split.labels, 1 - split.rows % 2)
+    counts = load(path, columns=["small", "flag"])
+    assert (counts.num_levels, counts.train.divisor) == (229, 1.0), "8-bit integers of a table are no gray levels"
+
+
+def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path):
+    def read_parquet(path):
+        raise ImportError("Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.\nA suitable version")
+
+    (tmp_path / "data.parquet").write_bytes(b"")
+    monkeypatch.setattr(pd, "read_parquet", read_parquet)
+    with pytest.raises(ValueError, match="data.parquet: reading .parquet needs pyarrow.*pip install pyarrow") as error:
+        load(tmp_path / "data.parquet")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("frame", "write", "options", "message"),
+    [
+        pytest.param(FRAME, {}, {}, "no numbers in column 'species': .*columns=.*label=", id="text"),
+        pytest.param(
+            FRAME.assign(day=pd.Timestamp("2020-01-01")), {}, {}, "no numbers in columns 'species', 'day'", id="dates"
+        ),
+        pytest.param(FRAME, {}, {"columns": ["hieght"]}, "no column 'hieght': did you mean 'height'", id="misspelt"),
+        pytest.param(FRAME, {}, {"label": "kind"}, "label: .* no column 'kind': .*expected some of height", id="label"),
+        pytest.param(FRAME, {}, {"columns": "height"}, r"columns='height': .*try columns=\['height'\]", id="one name"),
+        pytest.param(FRAME, {}, {"columns": ["ward"] * 2}, "different columns.* got ward, ward", id="twice"),
+        pytest.param(FRAME, {}, {"columns": ["ward"], "label": "ward"}, "not the label 'ward'", id="label in x"),
+        pytest.param(FRAME[["ward"]], {}, {"label": "ward"}, "at least one.* got none", id="nothing but labels"),
+        pytest.param(FRAME, {}, {"columns": ["ward"], "label": "height"}, "label 'height' holds real", id="real label"),
+        pytest.param(
+            FRAME.assign(species=[None, "a"] * 10),
+            {},
+            {"label": "species", "columns": ["ward"]},
+            "label 'species' is empty in 10 rows",
+            id="empty label",
+        ),
+        pytest.param(FRAME[NUMBERS], {"index": True}, {}, "column without a name .*index=False", id="index"),
+        pytest.param(FRAME[["height", "weight"]], {"header": False}, {}, "first line holds numbers", id="no header"),
+        pytest.param(FRAME[NUMBERS][:0], {}, {}, "the table has no rows", id="no rows"),
+        pytest.param(FRAME[NUMBERS][:5], {}, {}, "5 rows to split", id="too few rows"),
+    ],
+)
+def test_bad_tables(save, frame, write, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(save(frame, **write), **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n1,2,3,4\n", b"\xff\xfe\x00"], ids=["empty", "ragged", "no text"])
+def test_unreadable_tables(tmp_path, content):
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="data.csv cannot be read .*expected a table with named columns") as error:
+        load(tmp_path / "data.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*missing.csv: expected a .csv or .parquet file"):
+        load(tmp_path / "missing.csv")
