@@ -8,7 +8,19 @@ from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
 from inference.estep import Search, refine
 from inference.evidence import Defensive, elbo, iwae, quadrature
-from inference.families import Family, FullCovariance, MeanField
+from inference.families import (
+    AutoregressiveFlow,
+    Constrained,
+    CouplingFlow,
+    Family,
+    FullCovariance,
+    HouseholderFlow,
+    LowRank,
+    MeanField,
+    MixtureOfGaussians,
+    PlanarFlow,
+    SylvesterFlow,
+)
 from inference.gaps import measure_gaps
 from inference.guides import Amortized, Local
 from inference.objectives import Objective
@@ -21,20 +33,28 @@ __all__ = [
     "SGD",
     "Adam",
     "Amortized",
+    "AutoregressiveFlow",
     "Constant",
+    "Constrained",
     "Cosine",
+    "CouplingFlow",
     "Defensive",
     "Evidence",
     "Family",
     "Fit",
     "FullCovariance",
     "Gaps",
+    "HouseholderFlow",
     "Local",
+    "LowRank",
     "MeanField",
+    "MixtureOfGaussians",
     "Objective",
+    "PlanarFlow",
     "Refined",
     "RobbinsMonro",
     "Search",
+    "SylvesterFlow",
     "Training",
     "elbo",
     "ess",

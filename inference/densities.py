@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
-from inference.families import from_noise
+from inference.families import from_noise, noise_size
 from inference.isolation import private_store
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "latent_prior",
     "log_joint",
     "log_weights",
+    "observed_log_prob",
     "require_rowwise",
     "weights_from_noise",
 ]
@@ -205,6 +206,15 @@ def latent_prior(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distr
     return _local_distribution(sites[site], site, len(x))
 
 
+def observed_log_prob(model: Program, x: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+    """The log likelihood (B,) at one draw of z from the prior, summed over the observed sites."""
+    sites = _sample_sites(_trace(model, x)).items()
+    shape = torch.Size((len(x),))
+    return sum(
+        (_site_log_prob(node, name, shape) for name, node in sites if node["is_observed"]), torch.zeros_like(x[:, 0])
+    )
+
+
 def require_rowwise(
     model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "B D"], *, site: str, guide: Program | None = None
 ) -> None:
@@ -226,7 +236,7 @@ def require_rowwise(
     def at_first(rows: Tensor) -> dict[str, Tensor]:
         values = {"model": densities(model, x[rows], z[None, rows], site=site).log_joint[0, 0]}
         if guide is not None:
-            values["guide"] = guide_distribution(guide, x[rows], site=site)[1].log_prob(z[rows])[0]
+            values["guide"] = _describe_row(guide_distribution(guide, x[rows], site=site)[1], z[rows])
         return values
 
     # Among copies of itself, and not alone: of a single row torch's batch norm says only that it cannot be normalised.
@@ -241,6 +251,16 @@ def require_rowwise(
                 "Replace normalisation over the batch (batch norm in training mode, or without running statistics) by "
                 "layer norm."
             )
+
+
+def _describe_row(q: Distribution, z: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """A number that tells q's first member from others: its log density at z, or of a draw together with the draw."""
+    try:
+        return q.log_prob(z)[0]
+    except NotImplementedError:
+        noise = torch.linspace(-1, 1, noise_size(q), dtype=z.dtype, device=z.device)
+        draw, log_q = from_noise(q, noise.expand(1, len(z), -1))
+        return log_q[0, 0] + draw[0, 0].sum()
 
 
 def _trace(program: Program, x: Tensor) -> poutine.Trace:

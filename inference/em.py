@@ -16,12 +16,12 @@ from inference.batches import Data, chunks, fetch, require_fixed
 from inference.estep import start_rows
 from inference.families import Family
 from inference.guides import Local
-from inference.isolation import device_of, eval_mode, modules_of, private_store, trainable
+from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
 from inference.noise import antithetic, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
 from inference.results import Fit
 from inference.rows import RowAdam
-from inference.scoring import like, require_contract, require_finite
+from inference.scoring import like, require_contract, require_readable
 from inference.training import Training, blame_site, optimise
 
 __all__ = ["fit_em"]
@@ -50,9 +50,9 @@ class Table:
         self.num_particles = num_particles
         self.optimizer = RowAdam(*params.shape, betas=(0.9, 0.99), like=params)
 
-    def noise(self, num_rows: int) -> Float[Tensor, "S B D"]:
+    def noise(self, num_rows: int) -> Float[Tensor, "S B R"]:
         """Fresh antithetic noise from torch's global generator."""
-        shape = (self.num_particles // 2, num_rows, self.objective.family.num_latents)
+        shape = (self.num_particles // 2, num_rows, self.objective.family.num_noise)
         return antithetic(torch.randn(shape, dtype=self.params.dtype, device=self.params.device))
 
     def e_step(self, x: Tensor, index: Tensor, num_steps: int, *, lr_factor: float = 1.0) -> Float[Tensor, "B K"]:
@@ -130,6 +130,8 @@ def fit_em(
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_em")
     site = site or getattr(init, "site", None) or "z"
     guide = init if callable(init) else None
+    # The guide is not trained here: a model that shares its weights must not move them.
+    ask_parts("check_cold_start" if guide is None else "keep_own_guide", model)
     device = torch.device(training.device) if training.device else device_of(model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):
@@ -138,10 +140,12 @@ def fit_em(
         first = fetch(data, index, device=device)
         # In eval mode, so that looking at the model moves no running statistics.
         with eval_mode(model, guide):
-            require_finite(first, index)
+            require_readable(model, first, index)
             require_contract(objective, first, index, seed=seed)
             leaves = trainable(model, x=first)
-        leaves |= {f"family.{name}": weight for name, weight in family.named_parameters()}
+        # A model may hold them too, as one whose prior is made from the guide does.
+        known = {id(leaf) for leaf in leaves.values()}
+        leaves |= {f"family.{name}": leaf for name, leaf in family.named_parameters() if id(leaf) not in known}
         if not leaves:
             raise ValueError(
                 "model: expected parameters to train; found no `param` site. To fit rows alone, use refine."
@@ -149,7 +153,7 @@ def fit_em(
 
         def table(rows_of: Data, init: Callable[..., Any] | Tensor | None) -> Table:
             parts = []
-            for index, x in _batches(rows_of, device=device):
+            for index, x in _batches(model, rows_of, device=device):
                 rows = start_rows(init, family, x, index, site=site, num_data=len(rows_of), seed=seed)
                 parts.append(family.initial_params(len(x), like=like(x)) if rows is None else rows.detach())
             return Table(objective, torch.cat(parts), lr=training.local_lr, num_particles=training.num_particles)
@@ -181,11 +185,12 @@ def fit_em(
             held_out=held_out,
             blame=lambda x: blame_site(model, lambda x: _standard_guide(family, site, x), x),
             label="variational EM",
+            check=lambda x, index: require_readable(model, x, index),
         )
         # Rows of early batches belong to an older model: one more E-step for all of them at the final one.
         objective.kl_weight = 1.0
         with eval_mode(model), pyro.validation_enabled(is_validate=False):
-            for index, x in _batches(data, device=device):
+            for index, x in _batches(model, data, device=device):
                 local.settle(x, index, LAST_STEPS)
     settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "seed": seed}
     return dataclasses.replace(fit, params=local.params.cpu(), settings=settings)
@@ -207,7 +212,7 @@ class _HeldOut:
         objective = self.table.objective
         weight, objective.kl_weight = objective.kl_weight, 1.0
         with eval_mode(self.model):
-            for index, x in _batches(self.data, device=self.device):
+            for index, x in _batches(self.model, self.data, device=self.device):
                 with seeded(derive_seed(self.seed, "validation", int(index[0]), self.num_steps)):
                     rows = self.table.settle(x, index, self.num_steps)
                 # The same draws every epoch, so that epochs compare; and none that chose the rows.
@@ -219,11 +224,11 @@ class _HeldOut:
         return total / (8 * len(self.data))
 
 
-def _batches(data: Data, *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(model: Callable[..., Any], data: Data, *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     for start, stop in chunks(len(data), 1024):
         index = torch.arange(start, stop)
         x = fetch(data, index, device=device)
-        require_finite(x, index)
+        require_readable(model, x, index)
         yield index, x
 
 

@@ -152,7 +152,7 @@ def refine(
     parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
         objective = LocalELBO(model, family, site)
-        for index, x in read_chunks(data, num_data, search.num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
             start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
             found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed)
             draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)
@@ -309,7 +309,7 @@ def _ascend(
     step: int,
 ) -> Average:
     """`num_steps` of Adam on the rows, and the mean of the second half of the iterates (Polyak & Juditsky 1992)."""
-    shape = (num_particles // 2, objective.family.num_latents)
+    shape = (num_particles // 2, objective.family.num_noise)
     sums = rows.new_zeros(2, *rows.shape)
     quarter = num_steps // 4
     for t in range(num_steps):
@@ -347,7 +347,7 @@ def _judge(
         noise = scoring_noise(
             x,
             index[doubt],
-            objective.family.num_latents,
+            objective.family.num_noise,
             num_draws,
             seed=seed,
             stage=f"{stage}/judge/{look}",
@@ -385,7 +385,7 @@ def _spread(
     """
     num_draws = 2 * round(LOOKS[0] * search.num_judge_draws / 2)
     noise = scoring_noise(
-        x, index, objective.family.num_latents, num_draws, seed=seed, stage=f"{stage}/spread", step=step
+        x, index, objective.family.num_noise, num_draws, seed=seed, stage=f"{stage}/spread", step=step
     )
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in noise:

@@ -11,19 +11,35 @@ import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    Transform,
+)
 
 from inference import scoring
 from inference.batches import Data, require_fixed
 from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
 from inference.estep import Search, best_rows
-from inference.families import Family, FullCovariance, family_of, from_noise, loc_and_tril
+from inference.families import (
+    Constrained,
+    Family,
+    FullCovariance,
+    MeanField,
+    from_noise,
+    loc_and_tril,
+    noise_size,
+)
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
 from inference.results import Evidence
 from inference.scoring import guide_of, like, pair_means, read_chunks, require_draws, require_sound, score_distribution
+from inference.supports import bijection, is_unconstrained
 from inference.weights import ess, log_mean_exp, mean_and_se, pareto_k
 
 __all__ = ["Defensive", "elbo", "iwae", "quadrature"]
@@ -44,7 +60,7 @@ class Defensive:
         r(z) = (1 - \epsilon) \, N(z; \mu, c^2 \Sigma) + \epsilon \, p(z)
 
     where mu and Sigma are those of the best member of the richest family searched: one with full covariance where D is
-    at most 64.
+    at most 64. A latent vector that is constrained is proposed in the coordinates of R^D, and log r holds the Jacobian.
 
     Attributes:
         widen: c, factor on the scales.
@@ -107,7 +123,7 @@ def elbo(
     require_draws(num_draws, least=4)
     values, errors = [], []
     with frozen(model, guide), seeded(seed), torch.no_grad():
-        for index, x in read_chunks(data, num_data, 64, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, 64, device=device_of(model, guide)):
             name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
             require_sound(model, guide, q, x, site=name)
             draws = score_distribution(model, x, index, q, site=name, num_draws=num_draws, seed=seed)
@@ -135,8 +151,8 @@ def iwae(
         \log \hat p(x) = \log \frac1S \sum_s \frac{p(x, z_s)}{r(z_s)}, \qquad z_s \sim r
 
     All S draws of a datapoint come from one proposal r. By default r is `Defensive()`: the guide's distribution is
-    first refined, in the family of full covariance where D is at most 64 (a `Local` guide is taken as it is), then
-    widened and mixed with the prior.
+    first refined, in the family of full covariance where D is at most 64 (a `Local` guide of normals is taken as it
+    is; of a flow or a mixture the search starts at the moments), then widened and mixed with the prior.
 
     Args:
         model: Pyro model.
@@ -171,12 +187,12 @@ def iwae(
     require_draws(num_draws, least=50)
     columns: list[tuple[Tensor, ...]] = []
     with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(data, num_data, search.num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
             part = guide_of(guide, index, num_data=num_data)
             with torch.no_grad():
                 name, q = guide_distribution(part, x, site=site)
                 require_sound(model, guide, q, x, site=name)
-            if proposal is not None and not isinstance(guide, Local):
+            if proposal is not None and not (isinstance(guide, Local) and _is_normal(q)):
                 family, rows = proposal_rows(model, x, index, q, site=name, search=search, seed=seed)
                 part = Local(family, rows, name)
             for within in torch.arange(len(index)).split(BLOCK):
@@ -204,7 +220,9 @@ def proposal_rows(
 ) -> tuple[Family, Tensor]:
     """The family that a proposal is made in, and its refined rows, started at q's moments."""
     size = q.event_shape[0]
-    family = FullCovariance(size).to(x.device) if size <= MAX_DENSE_LATENTS else family_of(q)
+    family: Family = (FullCovariance(size) if size <= MAX_DENSE_LATENTS else MeanField(size)).to(x.device)
+    if not is_unconstrained(q.support):
+        family = Constrained(family, q.support)  # type: ignore[arg-type]
     objective = LocalELBO(model, family, site)
     with torch.no_grad():
         start = family.params_from(q)
@@ -228,13 +246,14 @@ def _weigh(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value, error, ess and tail index of one block of datapoints."""
     parts = []
+    num_noise = noise_size(q) if proposal is None else q.event_shape[0]
     with pyro.validation_enabled(is_validate=False):
         # A full block is always drawn, so that a datapoint's draws do not depend on what follows it.
         prior = latent_prior(model, torch.cat([x, x[-1:].expand(BLOCK - len(x), -1)]), site=site)
         for first in range(0, num_draws, DRAWS_AT_ONCE):
             size = (min(DRAWS_AT_ONCE, num_draws - first), BLOCK)
             with seeded(derive_seed(seed, "evidence", block, first)):
-                noise = torch.randn(*size, *q.event_shape, dtype=torch.float64)[:, : len(x)].to(x.device)
+                noise = torch.randn(*size, num_noise, dtype=torch.float64)[:, : len(x)].to(x.device)
                 choice = torch.rand(size, dtype=torch.float64)[:, : len(x)].to(x.device)
                 prior_draws = prior.sample(size[:1])[:, : len(x)]
             z, log_r = _propose(q, proposal, noise, choice, prior_draws)
@@ -254,18 +273,30 @@ def _propose(
 ) -> tuple[Float[Tensor, "S B D"], Float[Tensor, "S B"]]:
     """Draws of r, and the share of its log density that is not the prior's."""
     if proposal is None:
-        z, log_q = from_noise(q, noise.to(q.mean.dtype))
+        z, log_q = from_noise(q, noise.to(prior_draws.dtype))
         return z, log_q.double()
-    loc, tril = (moment.double() for moment in loc_and_tril(q))
+    onto = bijection(q.support)
+    loc, tril = (moment.double() for moment in loc_and_tril(getattr(q, "unconstrained", q)))
     tril = proposal.widen * tril
     z = loc + (tril @ noise.movedim(0, -1)).movedim(-1, 0)
+    z = z if onto is None else onto(z)
     z = torch.where((choice < proposal.prior_weight).unsqueeze(-1), prior_draws.double(), z)
     # The model sees z rounded to its own dtype; the proposal's density is taken at exactly that z, in float64.
     z = z.to(prior_draws.dtype)
-    whitened = torch.linalg.solve_triangular(tril, (z.double() - loc).movedim(0, -1), upper=False)  # (B, D, S)
+    free = z.double() if onto is None else onto.inv(z.double())
+    whitened = torch.linalg.solve_triangular(tril, (free - loc).movedim(0, -1), upper=False)  # (B, D, S)
     log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_r = (-0.5 * whitened.square().sum(-2)).T - log_det - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    if onto is not None:
+        log_r = log_r - onto.log_abs_det_jacobian(free, z.double())
     return z, math.log1p(-proposal.prior_weight) + log_r
+
+
+def _is_normal(q: Distribution) -> bool:
+    """Whether q is fully described by its moments, in the coordinates of R^D."""
+    free = getattr(q, "unconstrained", q)
+    free = free.base_dist if isinstance(free, Independent) else free
+    return isinstance(free, Normal | MultivariateNormal | LowRankMultivariateNormal)
 
 
 def _draws_for(x: Tensor) -> int:
@@ -292,6 +323,8 @@ def quadrature(
         tol: nats.
         max_points: grid points at most.
 
+    A constrained latent space is integrated over in the coordinates of R^D.
+
     Returns:
         Value (N,), nats; the standard error is 0.
 
@@ -309,7 +342,7 @@ def quadrature(
     values = []
     # Draws only place the first box, so the result does not depend on this seed.
     with frozen(model), seeded(0), torch.no_grad():
-        for _, x in read_chunks(data, num_data, scoring.VALUES_AT_ONCE, device=device_of(model)):
+        for _, x in read_chunks(model, data, num_data, scoring.VALUES_AT_ONCE, device=device_of(model)):
             prior = latent_prior(model, x, site=site)
             if prior.event_shape[0] > 2:
                 raise ValueError(
@@ -319,7 +352,8 @@ def quadrature(
             draws = prior.sample((1000,))
             densities(model, x, draws[:1], site=site)
             require_rowwise(model, x[:4], draws[0, :4], site=site)
-            values.append(_integrate(model, x, draws, site=site, tol=tol, max_points=max_points).cpu())
+            onto = bijection(prior.support)
+            values.append(_integrate(model, x, draws, onto, site=site, tol=tol, max_points=max_points).cpu())
     return Evidence(
         value=torch.cat(values),
         se=torch.zeros(num_data, dtype=torch.float64),
@@ -329,13 +363,21 @@ def quadrature(
 
 
 def _integrate(
-    model: Callable[..., Any], x: Tensor, draws: Tensor, *, site: str, tol: float, max_points: int
+    model: Callable[..., Any],
+    x: Tensor,
+    draws: Tensor,
+    onto: Transform | None,
+    *,
+    site: str,
+    tol: float,
+    max_points: int,
 ) -> Float[Tensor, " B"]:
+    draws = draws if onto is None else onto.inv(draws)
     low, high = draws.amin(0).double(), draws.amax(0).double()  # (B, D)
     low, high = 1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low
     points = 129 if low.shape[1] == 1 else 65
     for _ in range(60):
-        _, log_p, _ = _grid(model, x, low, high, points, site=site)
+        log_p, _ = _grid(model, x, low, high, points, onto, site=site)
         new_low, new_high = _box(log_p, low, high)
         moved = torch.maximum((new_low - low).abs(), (new_high - high).abs()) > 3 * (high - low) / (points - 1)
         if not moved.any():
@@ -343,7 +385,7 @@ def _integrate(
         low, high = torch.where(moved, new_low, low), torch.where(moved, new_high, high)
     previous = None
     while points ** low.shape[1] <= max_points:
-        _, log_p, log_cell = _grid(model, x, low, high, points, site=site)
+        log_p, log_cell = _grid(model, x, low, high, points, onto, site=site)
         value = log_p.flatten(0, -2).logsumexp(0) + log_cell
         if previous is not None and bool(((value - previous).abs() < tol).all()):
             return value
@@ -382,13 +424,16 @@ def _box(log_p: Float[Tensor, "*G B"], low: Tensor, high: Tensor) -> tuple[Float
 
 
 def _grid(
-    model: Callable[..., Any], x: Tensor, low: Tensor, high: Tensor, points: int, *, site: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Grid (G, B, D) between low and high, log p(x, z) on it (G a dimension, B), and a cell's log volume (B,)."""
+    model: Callable[..., Any], x: Tensor, low: Tensor, high: Tensor, points: int, onto: Transform | None, *, site: str
+) -> tuple[Tensor, Tensor]:
+    """Log p(x, z) on a grid in R^D between low and high, (G a dimension, B), and a cell's log volume (B,)."""
     unit = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
     unit = torch.cartesian_prod(*[unit] * low.shape[1]).reshape(-1, 1, low.shape[1])
-    z = (low + unit * (high - low)).to(like(x))
+    free = (low + unit * (high - low)).to(like(x))
+    z = free if onto is None else onto(free)
     with pyro.validation_enabled(is_validate=False):
         log_p = torch.cat([densities(model, x, part, site=site).log_joint.double() for part in z.split(_draws_for(x))])
+    if onto is not None:
+        log_p = log_p + onto.log_abs_det_jacobian(free, z).double()
     shape = (points,) * low.shape[1]
-    return z, log_p.reshape(*shape, -1), ((high - low) / (points - 1)).log().sum(-1)
+    return log_p.reshape(*shape, -1), ((high - low) / (points - 1)).log().sum(-1)

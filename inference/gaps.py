@@ -104,13 +104,20 @@ def measure_gaps(
     require_draws(num_draws, least=4)
     require_draws(num_evidence_draws, least=50, name="num_evidence_draws")
     evidence = _known_evidence(log_evidence, num_data)
+    for further in families:
+        if not further.is_fitted:
+            raise ValueError(
+                f"families: expected families whose shared weights are fitted; {further!r} has {further.num_shared} "
+                "that are as they were made, so its best member says nothing. Train it as a guide's family, or take "
+                "shared=False: all its weights are then a datapoint's own."
+            )
     clock = _Clock()
     searching: dict[str, Any] = {"tol": tol, "search": search, "seed": seed}
     scoring: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
     parts: list[dict[str, Tensor]] = []
     proposals = []
     with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(data, num_data, search.num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
             here = guide_of(guide, index, num_data=num_data)
             with torch.no_grad():
                 name, q = guide_distribution(here, x, site=site)

@@ -6,6 +6,7 @@ from itertools import count
 from weakref import WeakKeyDictionary
 
 import pyro
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -33,6 +34,8 @@ class Amortized(nn.Module):
 
     .. math::
         q(z \mid x) = \mathrm{family}(\mathrm{encoder}(x))
+
+    Values of x that are NaN, unobserved, are 0 to the encoder.
 
     Args:
         family: variational family.
@@ -65,7 +68,8 @@ class Amortized(nn.Module):
         Raises:
             ValueError: the encoder returned something else than (B, K).
         """
-        params = self.encoder(x)
+        # An unobserved value reaches the encoder as 0: what it learns from it is up to training.
+        params = self.encoder(torch.where(x.isnan(), 0, x))
         expected = (len(x), self.family.num_params)
         if not isinstance(params, Tensor) or tuple(params.shape) != expected:
             came = f"shape {tuple(params.shape)}" if isinstance(params, Tensor) else type(params).__name__

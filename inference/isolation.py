@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inference.noise import own_random_state
 
-__all__ = ["device_of", "eval_mode", "frozen", "modules_of", "private_store", "trainable"]
+__all__ = ["ask_parts", "device_of", "eval_mode", "frozen", "modules_of", "private_store", "trainable"]
 
 _DIVIDER = "$$$"  # Pyro writes the parameters of `pyro.module("name", ...)` as "name$$$parameter".
 _LIBRARIES = ("pyro", "torch")
@@ -54,7 +54,8 @@ def modules_of(*programs: Callable[..., Any] | None) -> list[nn.Module]:
             for part in value:
                 visit(part, attributes=attributes)
         elif isinstance(value, dict):
-            for part in value.values():
+            # A copy: asking a lazy object for its attributes may add some.
+            for part in list(value.values()):
                 visit(part, attributes=attributes)
         elif attributes and hasattr(value, "__dict__"):
             # One level: what an object's attributes hold in their turn may be anything, a whole data set for example.
@@ -81,6 +82,19 @@ def _named_by(function: FunctionType) -> Iterator[object]:
             yield cell.cell_contents
         except ValueError:  # A name that is not bound yet.
             continue
+
+
+def ask_parts(method: str, *programs: Callable[..., Any] | None) -> None:
+    """Call a method on every module, at any depth, that has it.
+
+    A part that shares weights with a guide (a prior made from the encoder) takes part in two protocols:
+    `keep_own_guide()`, before a guide is trained on a model that must not move, and `check_cold_start()`, which refuses
+    to be fitted without that guide.
+    """
+    for root in modules_of(*programs):
+        for module in root.modules():
+            if callable(getattr(module, method, None)):
+                getattr(module, method)()
 
 
 @contextmanager

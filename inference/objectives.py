@@ -129,14 +129,14 @@ class LocalELBO(Objective):
         self.stick = stick and family.has_log_prob
 
     def forward(
-        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B D"]
+        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, " B"]:
         """Minus the ELBO of each datapoint, nats.
 
         Args:
             x: (B, P) datapoints.
             rows: (B, K) their variational parameters.
-            noise: (S, B, D) standard normal.
+            noise: (S, B, R) standard normal, R = `family.num_noise`.
         """
         z, log_q = from_noise(self.family(rows), noise)
         terms = densities(self.model, x, z, site=self.site)
@@ -147,14 +147,14 @@ class LocalELBO(Objective):
 
     @torch.no_grad()
     def log_weights(
-        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B D"]
+        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, "S B"]:
         """Every draw's log p(x, z) - log q(z): their mean is the true ELBO, whatever the KL weight."""
         z, log_q = from_noise(self.family(rows), noise)
         return densities(self.model, x, z, site=self.site).log_joint - log_q
 
     def row_gradient(
-        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B D"]
+        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, "B K"]:
         """Gradient of the loss in the rows alone: nothing else is touched, no `requires_grad` is flipped."""
         rows = rows.detach().requires_grad_()

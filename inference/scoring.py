@@ -10,45 +10,66 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from inference.batches import Data, chunks, fetch
-from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
-from inference.families import Family, from_noise
+from inference.densities import densities, guide_distribution, latent_prior, observed_log_prob, require_rowwise
+from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
-from inference.noise import BLOCK, derive_seed, normal_noise, seeded
+from inference.isolation import eval_mode
+from inference.noise import BLOCK, derive_seed, normal_noise, own_random_state, seeded
 from inference.objectives import LocalELBO
+from inference.supports import describe, same_support
 
 # Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
 VALUES_AT_ONCE = 2**21
 
 
 def read_chunks(
-    data: Data, num_data: int, num_particles: int, *, device: torch.device
+    model: Callable[..., Any], data: Data, num_data: int, num_particles: int, *, device: torch.device
 ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B P"]]]:
     """Chunks of consecutive datapoints, as (index, x), small enough for `num_particles` of them at once.
 
     Raises:
-        ValueError: a datapoint holds NaN or infinity.
+        ValueError: a datapoint holds infinity, or NaN that the model does not take for an unobserved value.
     """
     num_values = fetch(data, torch.tensor([0])).shape[1]
     size = BLOCK * max(1, VALUES_AT_ONCE // (num_particles * num_values * BLOCK))
     for start, stop in chunks(num_data, size):
         index = torch.arange(start, stop)
         x = fetch(data, index, device=device)
-        require_finite(x, index)
+        require_readable(model, x, index)
         yield index, x
 
 
-def require_finite(x: Tensor, index: Tensor) -> None:
+def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
+    """Refuse datapoints that hold infinity, or NaN where the model does not take NaN for an unobserved value.
+
+    Raises:
+        ValueError: the message names the first such datapoint.
+    """
+    incomplete = x.isnan().any(-1)
+    if bool(incomplete.any()) and not bool(x.isinf().any()):
+        with eval_mode(model), own_random_state(), torch.no_grad(), pyro.validation_enabled(is_validate=False):
+            if bool(observed_log_prob(model, x[incomplete]).isfinite().all()):
+                return
+    require_finite(x, index)
+
+
+def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
     """Refuse datapoints that hold NaN or infinity.
 
     Raises:
         ValueError: the message names the first such datapoint.
     """
     finite = x.isfinite().all(-1).cpu()
-    if not bool(finite.all()):
-        worst = int(index[~finite][0])
-        raise ValueError(f"data: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it.")
+    if bool(finite.all()):
+        return
+    worst = int(index[~finite][0])
+    raise ValueError(
+        f"data: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it; or, where NaN means "
+        "unobserved, choose a likelihood that leaves such values out (mask=True)."
+    )
 
 
 def guide_of(guide: Callable[..., Any], index: Int[Tensor, " B"], *, num_data: int) -> Callable[..., Any]:
@@ -107,7 +128,7 @@ def score(
     stage: str = "score",
 ) -> Float[Tensor, "S B"]:
     """Log weights at these rows on `num_draws` draws in antithetic pairs."""
-    noise = scoring_noise(x, index, objective.family.num_latents, num_draws, seed=seed, stage=stage)
+    noise = scoring_noise(x, index, objective.family.num_noise, num_draws, seed=seed, stage=stage)
     with pyro.validation_enabled(is_validate=False):
         return torch.cat([objective.log_weights(x, rows, part) for part in noise])
 
@@ -126,15 +147,15 @@ def score_distribution(
     """Log weights of draws of `q` on the noise that `score` uses, so that they pair with those of any row."""
     parts = []
     with pyro.validation_enabled(is_validate=False):
-        for noise in scoring_noise(x, index, q.event_shape[0], num_draws, seed=seed, stage="score"):
+        for noise in scoring_noise(x, index, noise_size(q), num_draws, seed=seed, stage="score"):
             z, log_q = from_noise(q, noise)
             parts.append(densities(model, x, z, site=site).log_joint - log_q)
     return torch.cat(parts)
 
 
 def scoring_noise(
-    x: Tensor, index: Tensor, num_latents: int, num_draws: int, *, seed: int, stage: str, step: int = 0
-) -> Iterator[Float[Tensor, "S B D"]]:
+    x: Tensor, index: Tensor, num_noise: int, num_draws: int, *, seed: int, stage: str, step: int = 0
+) -> Iterator[Float[Tensor, "S B R"]]:
     """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
 
     The parts' size is fixed, so that the numbers do not depend on the chunk.
@@ -142,7 +163,7 @@ def scoring_noise(
     part = 16  # pairs
     for first in range(0, num_draws // 2, part):
         size = min(part, num_draws // 2 - first)
-        noise = normal_noise(seed, f"{stage}/{first}", index, (size, num_latents), step=step, like=like(x))
+        noise = normal_noise(seed, f"{stage}/{first}", index, (size, num_noise), step=step, like=like(x))
         yield torch.stack([noise, -noise], dim=1).flatten(0, 1)
 
 
@@ -155,8 +176,8 @@ def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
 def require_contract(objective: LocalELBO, x: Tensor, index: Tensor, *, seed: int) -> None:
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
-    _require_size(objective.model, x, family.num_latents, what=repr(family), site=objective.site)
-    noise = normal_noise(seed, "contract", index, (1, family.num_latents), like=like(x))
+    _require_fit(objective.model, x, family.num_latents, family.support, what=repr(family), site=objective.site)
+    noise = normal_noise(seed, "contract", index, (1, family.num_noise), like=like(x))
     z, _ = from_noise(family(family.initial_params(len(x), like=like(x))), noise)
     densities(objective.model, x, z, site=objective.site)
     require_rowwise(objective.model, x[:4], z[0, :4], site=objective.site)
@@ -167,17 +188,25 @@ def require_sound(
     model: Callable[..., Any], guide: Callable[..., Any], q: Distribution, x: Tensor, *, site: str
 ) -> None:
     """Run the model once on all of `x`, under validation; refuse a pair in which a row depends on those beside it."""
-    _require_size(model, x, q.event_shape[0], what="the guide's distribution", site=site)
+    _require_fit(model, x, q.event_shape[0], q.support, what="the guide's distribution", site=site)
     z = q.sample()
     densities(model, x, z.unsqueeze(0), site=site)
     require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
 
 
-def _require_size(model: Callable[..., Any], x: Tensor, num_latents: int, *, what: str, site: str) -> None:
-    (expected,) = latent_prior(model, x[:4], site=site).event_shape
+def _require_fit(
+    model: Callable[..., Any], x: Tensor, num_latents: int, support: Constraint | None, *, what: str, site: str
+) -> None:
+    prior = latent_prior(model, x[:4], site=site)
+    (expected,) = prior.event_shape
     if num_latents != expected:
         raise ValueError(
             f"site '{site}': expected num_latents = {expected}, as in the model; got {what} of size {num_latents}."
+        )
+    if not same_support(support, prior.support):
+        raise ValueError(
+            f"site '{site}': expected a family on {describe(prior.support)}, where the model's prior lives; got {what} "
+            f"on {describe(support)}. Push the family through a bijection: Constrained(family, prior.support)."
         )
 
 

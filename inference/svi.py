@@ -16,10 +16,11 @@ from torch import Tensor
 
 from inference.batches import Data, chunks, fetch, require_data
 from inference.densities import log_weights
-from inference.isolation import device_of, eval_mode, modules_of, private_store, trainable
+from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import AmortizedELBO
 from inference.results import Fit
+from inference.scoring import require_readable
 from inference.training import Training, blame_site, optimise
 
 __all__ = ["fit_svi"]
@@ -52,7 +53,8 @@ def fit_svi(
         guide: Pyro guide.
         data: (N, P) training data; dynamic binarization is welcome.
         loss: any Pyro ELBO object; `Trace_ELBO()` by default.
-        train: "all", or "guide": the guide alone, on a frozen model in eval mode.
+        train: "all", or "guide": the guide alone, on a frozen model in eval mode. A model that shares weights with the
+            guide (a VampPrior) keeps a copy of its own from then on.
         training: settings.
         validation: held-out data, measured at the end of each epoch and used by `Training.patience`.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
@@ -84,6 +86,8 @@ def fit_svi(
         raise TypeError(f"loss: expected a Pyro ELBO object, for example Trace_ELBO(); got {type(loss).__name__}.")
     device = torch.device(training.device) if training.device else device_of(model, guide)
 
+    if train == "guide":
+        ask_parts("keep_own_guide", model)
     with private_store(model, guide, keep=True), seeded(seed), ExitStack() as stack:
         first = fetch(data, torch.arange(min(len(data), training.batch_size)), device=device)
         # Looking for parameters moves no running statistics, and leaves it to the first step to say what is wrong.
@@ -128,6 +132,7 @@ def fit_svi(
             held_out=None if validation is None else lambda: held_out(validation),
             blame=lambda x: blame_site(model, guide, x),
             label="SVI",
+            check=lambda x, index: require_readable(model, x, index),
         )
     settings = {**fit.settings, "engine": "svi", "train": train, "loss": type(loss).__name__, "seed": seed}
     return dataclasses.replace(fit, settings=settings)

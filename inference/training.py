@@ -253,6 +253,7 @@ def optimise(
     held_out: Callable[[], float] | None,
     blame: Callable[[Tensor], str | None],
     label: str,
+    check: Callable[[Tensor, Tensor], None] = require_finite,
 ) -> Fit:
     """Run the loop: visit minibatches, step, measure, stop.
 
@@ -267,6 +268,7 @@ def optimise(
         held_out: measures the held-out ELBO, or None.
         blame: says which site or parameter of this minibatch is not finite.
         label: shown in the progress bar.
+        check: refuses unfit rows of x, given with their indices; called once for every datapoint.
 
     Raises:
         FloatingPointError: a value became NaN or infinite; the message names the site.
@@ -295,7 +297,17 @@ def optimise(
             # The first pass checks shapes and supports; after that the checks cost time and find nothing new.
             with pyro.validation_enabled(is_validate=validate and state.epoch == 0):
                 elbo = _epoch(
-                    objective, visit, state, schedule, data, training, initial_lr, device=device, blame=blame, bar=bar
+                    objective,
+                    visit,
+                    state,
+                    schedule,
+                    data,
+                    training,
+                    initial_lr,
+                    device=device,
+                    blame=blame,
+                    check=check,
+                    bar=bar,
                 )
                 state.elbo.append(elbo)
                 state.epoch += 1
@@ -331,6 +343,7 @@ def _epoch(
     *,
     device: torch.device,
     blame: Callable[[Tensor], str | None],
+    check: Callable[[Tensor, Tensor], None],
     bar: tqdm,
 ) -> float:
     """One pass over the data in random order; the mean of the true ELBOs."""
@@ -343,7 +356,7 @@ def _epoch(
             objective.kl_weight = min(1.0, max(state.step / (training.warm_up * len(batches)), 1e-8))
         x = fetch(data, index, device=device)
         if state.epoch == 0:
-            require_finite(x, index)
+            check(x, index)
         random_state = torch.get_rng_state()
         refused: ValueError | None = None
         try:

@@ -260,7 +260,7 @@ CASES = {
     "resampling": ({"data": Resampling()}, "fit_em needs a fixed x.*fix"),
     "resampling validation": ({"validation": Resampling()}, "validation: .*fixed x"),
     "empty": ({"data": torch.zeros(0, 8)}, "data: .*got none"),
-    "NaN": ({"data": torch.full((4, 8), math.nan)}, "datapoint 0 holds NaN"),
+    "infinity": ({"data": torch.full((4, 8), math.inf)}, "datapoint 0 holds NaN"),
     "latent size": ({"family": MeanField(3)}, r"num_latents = 2.*MeanField\(3\)"),
     "site": ({"site": "w"}, "site 'w'.*'z'"),
     "rows": ({"init": torch.zeros(3, 4)}, r"init: .*\(20, 4\).*\(3, 4\)"),

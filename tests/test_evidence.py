@@ -220,7 +220,10 @@ CASES = {
     "elbo: few draws": (lambda: elbo(small(), guide(), X, num_draws=2), "num_draws: .*at least 4.*got 2"),
     "elbo: no data": (lambda: elbo(small(), guide(), X[:0]), "data: .*none"),
     "elbo: resampling": (lambda: elbo(small(), guide(), Resampling()), "elbo needs a fixed x"),
-    "elbo: NaN": (lambda: elbo(small(), guide(), X.clone().index_fill(0, torch.tensor([2]), math.nan)), "datapoint 2"),
+    "elbo: infinity": (
+        lambda: elbo(small(), guide(), X.clone().index_fill(0, torch.tensor([2]), math.inf)),
+        "datapoint 2",
+    ),
     "elbo: site": (lambda: elbo(small(), guide(), X, site="w"), "site 'w'.*'z'"),
     "elbo: batch model": (lambda: elbo(over_the_batch, guide(), X), "model: .*depend on the other rows"),
     "elbo: batch guide": (

@@ -285,7 +285,7 @@ CASES = {
     "rows of other data": ({"guide": Local(MeanField(5), torch.zeros(5, 10))}, "one row a datapoint, 4; got 5"),
     "resampling": ({"data": Resampling()}, "measure_gaps needs a fixed x"),
     "empty": ({"data": torch.zeros(0, 20)}, "data: .*got none"),
-    "NaN": ({"data": torch.full((4, 20), torch.nan)}, "datapoint 0 holds NaN"),
+    "infinity": ({"data": torch.full((4, 20), torch.inf)}, "datapoint 0 holds NaN"),
     "tol": ({"tol": -1.0}, "tol: .*got -1"),
     "draws": ({"num_draws": 3}, "num_draws: .*got 3"),
     "evidence draws": ({"num_evidence_draws": 4}, "num_evidence_draws: .*at least 50.*got 4"),

@@ -1,10 +1,12 @@
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearOracle
 
-from inference import Local, MeanField
+from inference import Local, MeanField, refine
 from inference.objectives import LocalELBO
 from inference.scoring import (
     guide_of,
@@ -12,6 +14,7 @@ from inference.scoring import (
     read_chunks,
     require_draws,
     require_finite,
+    require_readable,
     require_tol,
     score,
     score_distribution,
@@ -47,7 +50,7 @@ def test_a_row_and_its_distribution_score_alike():
 
 def test_chunks_are_whole_blocks_in_order():
     x = torch.randn(300, 5)
-    parts = list(read_chunks(x, 300, 2**13, device=torch.device("cpu")))
+    parts = list(read_chunks(lambda x: None, x, 300, 2**13, device=torch.device("cpu")))
     assert torch.equal(torch.cat([index for index, _ in parts]), torch.arange(300))
     assert torch.equal(torch.cat([values for _, values in parts]), x)
     assert all(len(index) % 64 == 0 for index, _ in parts[:-1]) and len(parts) > 1
@@ -79,3 +82,43 @@ def test_the_guide_of_a_chunk():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def normal_model(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def masking_model(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        seen = dist.Normal(z, 1.0).mask(~x.isnan()).to_event(1)
+        pyro.sample("x", seen, obs=x.nan_to_num())
+
+
+def test_an_unobserved_value_passes_where_the_model_leaves_it_out():
+    x = torch.zeros(4, 3)
+    x[2, 1] = math.nan
+    index = torch.arange(10, 14)
+    state = torch.get_rng_state()
+    require_readable(masking_model, x, index)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="datapoint 12 holds NaN.*mask=True"):
+        require_readable(normal_model, x, index)
+    x[1, 0] = math.inf
+    with pytest.raises(ValueError, match="datapoint 11 holds NaN or infinity"):
+        require_readable(masking_model, x, index)
+
+
+def box_model(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Uniform(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def test_a_family_must_live_where_the_prior_does():
+    with pytest.raises(
+        ValueError, match=r"site 'z': expected a family on interval\(0, 1\).*MeanField\(3\) on all real"
+    ):
+        refine(box_model, MeanField(3), torch.zeros(4, 3), seed=0)

@@ -398,7 +398,7 @@ CASES = {
     "empty validation": ({"validation": torch.zeros(0, 8)}, ValueError, "validation: .*got none"),
     "images": ({"data": torch.zeros(4, 2, 4)}, ValueError, r"data: .*\(4, 2, 4\)"),
     "not data": ({"data": 3}, TypeError, "data: .*got int"),
-    "NaN": ({"data": torch.full((4, 8), math.nan)}, ValueError, "data: .*datapoint [0-3] holds NaN"),
+    "infinity": ({"data": torch.full((4, 8), math.inf)}, ValueError, "data: .*datapoint [0-3] holds NaN"),
     "seed": ({"seed": -5}, ValueError, "seed: .*got -5"),
     "renyi, warm-up": (
         {"loss": RenyiELBO(alpha=0.5), "training": Training(warm_up=3)},
