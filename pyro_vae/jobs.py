@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from inference import Amortized, Fit, Gaps, Local, Training, fit_em, fit_svi, measure_gaps, refine, to_datatree
 from inference.draws import gaps_dataset
@@ -13,7 +15,7 @@ from inference.families import Family
 from inference.noise import derive_seed, seeded
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.figures import draw_fit, draw_gaps
-from pyro_vae.parts import Parts, Sizes, build, options
+from pyro_vae.parts import Parts, Sizes, options
 from pyro_vae.run import FIGURES, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
@@ -58,7 +60,9 @@ def fit_run(
         num_latents=num_latents,
         num_values=dataset.num_values,
         image_shape=dataset.image_shape,
-        max_value=float(_fixed(dataset.train).tensor().max()),
+        max_value=dataset.max_value,
+        num_levels=dataset.num_levels,
+        level_step=dataset.level_step,
     )
     with seeded(derive_seed(seed, "parts")):
         modules = parts.build(sizes)
@@ -67,7 +71,8 @@ def fit_run(
         modules["encoder"] = None
     vae = VAE(**modules)
     for split in (dataset.train, dataset.validation, dataset.test):
-        vae.likelihood.check(_fixed(split).tensor())
+        for x in _blocks(_fixed(split)):
+            vae.likelihood.check(x)
 
     if vae.guide is None:
         fit = fit_em(
@@ -80,12 +85,7 @@ def fit_run(
         "engine": engine,
         "data": {"load": dict(data), "fingerprint": dataset.fingerprint, "base_measure": vae.likelihood.base_measure},
         "parts": parts.to_config(),
-        "sizes": {
-            "num_latents": sizes.num_latents,
-            "num_values": sizes.num_values,
-            "image_shape": sizes.image_shape,
-            "max_value": sizes.max_value,
-        },
+        "sizes": dataclasses.asdict(sizes),
         "training": training.describe(),
         "seed": seed,
     }
@@ -98,6 +98,8 @@ def fit_run(
 def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
     """The parts with a likelihood: their own, else Bernoulli for zeros and ones and binomial for counts.
 
+    Where values are missing, the likelihood chosen here leaves them out.
+
     Args:
         parts: a design, perhaps without a likelihood.
         dataset: what it shall fit.
@@ -107,16 +109,15 @@ def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
     """
     if parts.likelihood is not None:
         return parts
-    x = _fixed(dataset.train).tensor()
-    if not bool(((x >= 0) & (x == x.round())).all()):
+    low, high = dataset.min_value, dataset.max_value
+    if low < 0 or not all(bool(((x == x.round()) | x.isnan()).all()) for x in _blocks(_fixed(dataset.train))):
         raise ValueError(
-            f"likelihood: {dataset.name!r} holds values between whole numbers, from {x.min():g} to {x.max():g}: "
+            f"likelihood: {dataset.name!r} holds values between whole numbers, from {low:g} to {high:g}: "
             "expected a choice. Binarize gray values (--data.binarize fixed), or take them as real numbers "
             "(likelihood:gaussian-shared-scale)."
         )
-    return dataclasses.replace(
-        parts, likelihood=options("likelihood", "bernoulli" if float(x.max()) <= 1 else "binomial")
-    )
+    name = "bernoulli" if high <= 1 else "binomial"
+    return dataclasses.replace(parts, likelihood=options("likelihood", name, mask=dataset.has_missing))
 
 
 def measure_run(
@@ -192,13 +193,19 @@ def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
     shown = shown.head(min(NUM_DRAWN, len(shown)))
     guide: Amortized | Local | None = run.vae.guide
     if guide is None:
-        family = build(run.parts.family, run.config["sizes"])
+        family: Family = run.vae.family  # type: ignore[assignment]
         # Pictures and draws do not show the last tenth of a nat.
         guide = Local(family, refine(run.vae.model, family, shown, tol=0.1, seed=seed).params)
     run.save_results(to_datatree(run.vae.model, guide, shown, labels=shown.labels, seed=seed))
     name = {"svi": "SVI", "em": "variational EM"}[run.engine]
     with seeded(derive_seed(seed, "figures")):
         draw_fit(run.folder / FIGURES, {name: run.fit}, run.vae, guide, shown, dataset.image_shape)
+
+
+def _blocks(split: Split) -> Iterator[Tensor]:
+    """All rows, a few thousand at a time: a split may be larger than memory."""
+    for start in range(0, len(split), 4096):
+        yield split[start : start + 4096]
 
 
 def _fixed(split: Split) -> Split:

@@ -36,9 +36,12 @@ from typing import (
 
 import tyro
 from torch import nn
+from torch.distributions.constraints import Constraint
 
 from inference import families
+from inference.families import Family
 from inference.guides import Amortized
+from inference.supports import is_unconstrained
 from pyro_vae import likelihoods, networks, priors
 from pyro_vae.networks import check_size
 
@@ -49,6 +52,7 @@ __all__ = [
     "Parts",
     "Sizes",
     "build",
+    "build_family",
     "catalog",
     "from_config",
     "options",
@@ -90,10 +94,12 @@ class Sizes:
     Kept beside the options in a run's `config.json`: together they determine every module.
 
     Args:
-        num_latents: D, size of z.
+        num_latents: size of the latent vector that the decoder reads. A prior may hold more: scales, an upper layer.
         num_values: P, values in a datapoint.
         image_shape: shape of a datapoint that is an image, else None.
         max_value: largest value in the training data, where known.
+        num_levels: L, where the values lie on the grid 0, step, ..., (L - 1) step.
+        level_step: that step.
 
     Raises:
         ValueError: a size is not a positive integer.
@@ -103,6 +109,8 @@ class Sizes:
     num_values: int
     image_shape: tuple[int, ...] | None = None
     max_value: float | None = None
+    num_levels: int | None = None
+    level_step: float | None = None
 
     def __post_init__(self) -> None:
         check_size("Sizes", "num_latents", self.num_latents)
@@ -154,7 +162,7 @@ def options(kind: Kind, part: str, /, **values: object) -> Options:
 
     Example:
         >>> options("decoder", "mlp", hidden=[64])
-        MLPOptions(hidden=(64,), activation='elu')
+        MLPOptions(hidden=(64,), activation='elu', residual=False, layer_norm=False)
     """
     parts = catalog(kind)
     if part not in parts:
@@ -180,7 +188,7 @@ def subcommands(kind: Kind) -> Any:
 
     Example:
         >>> tyro.cli(subcommands("likelihood"), args=["binomial", "--total-count", "16"])
-        BinomialOptions(total_count=16)
+        BinomialOptions(total_count=16, mask=False)
     """
     members = [
         Annotated[_options_class(kind, part), tyro.conf.subcommand(name=name, description=_summary(part))]
@@ -244,6 +252,25 @@ def build(chosen: Options, context: Mapping[str, Any]) -> Any:
             value = parameter.default
         positional.append(value)
     return _factory(chosen._part)(*positional, **{f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)})
+
+
+def build_family(chosen: Options, num_latents: int, support: Constraint) -> Family:
+    """A family for a latent vector of this size, pushed through a bijection where the vector is constrained.
+
+    Args:
+        chosen: the family and its options.
+        num_latents: D, size of z.
+        support: where z lives.
+
+    Raises:
+        ValueError: the family refuses its arguments, or no bijection onto the support is known.
+    """
+    family = build(chosen, {"num_latents": num_latents})
+    return family if is_unconstrained(support) else families.Constrained(family, support)
+
+
+def _needs(chosen: Options, name: str) -> bool:
+    return any(parameter.name == name for parameter in _parameters(chosen._part))
 
 
 def _factory(part: type[nn.Module]) -> Any:
@@ -390,7 +417,13 @@ class Parts:
         """
         context = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
         likelihood = build(self.likelihood, context)
-        family = build(self.family, context)
+        # Before the family, which follows its size and support; after the guide, where it is made from one.
+        prior = None if _needs(self.prior, "guide") else build(self.prior, context)
+        family = (
+            build(self.family, context)
+            if prior is None
+            else build_family(self.family, prior.num_latents, prior().support)
+        )
         decoder = build(
             self.decoder,
             context | {"num_inputs": sizes.num_latents, "num_outputs": sizes.num_values * likelihood.num_params},
@@ -399,8 +432,8 @@ class Parts:
         if self.encoder is not None:
             encoder = build(self.encoder, context | {"num_inputs": sizes.num_values, "num_outputs": family.num_params})
             guide = Amortized(family, encoder)
-        # Last, because a prior may be made from the guide.
-        prior = build(self.prior, context | {"guide": guide})
+        if prior is None:
+            prior = build(self.prior, context | {"guide": guide})
         return {"prior": prior, "likelihood": likelihood, "family": family, "decoder": decoder, "encoder": encoder}
 
     def to_config(self) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from inference.families import Family
 from inference.guides import Amortized, unique_name
 from inference.isolation import eval_mode
 from inference.noise import resolve_seed, seeded
+from inference.supports import describe, is_unconstrained, same_support
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import check_size
 from pyro_vae.priors import as_prior
@@ -30,22 +32,26 @@ class VAE(nn.Module):
     r"""A generative model with one latent vector a datapoint, and an encoder that guesses it.
 
     .. math::
-        z_n \sim \mathrm{prior}, \qquad x_n \mid z_n \sim \mathrm{likelihood}(\mathrm{decoder}(z_n)), \qquad
+        z_n \sim \mathrm{prior}, \qquad x_n \mid z_n \sim \mathrm{likelihood}(\mathrm{decoder}(f(z_n))), \qquad
         q(z_n \mid x_n) = \mathrm{family}(\mathrm{encoder}(x_n))
 
     `model` and `guide` are ordinary Pyro functions of x (B, P): latent site "z", observed site "x", one plate "data".
+    f is the identity for most priors; one that holds more than the decoder reads, scales or an upper layer, says what
+    it hands down (`prior.features`).
 
     Args:
         prior: distribution of z: a class of `pyro_vae.priors`, any distribution with event shape (D,), or a module or
             function returning one.
         likelihood: distribution of x given the decoder's output.
-        decoder: module from (B, D) to (B, P x `likelihood.num_params`).
-        family: variational family of size D.
+        decoder: module from (B, F) to (B, P x `likelihood.num_params`), F = D unless the prior says otherwise.
+        family: variational family of size D, on the prior's support.
         encoder: module from (B, P) to (B, `family.num_params`). None: no guide, for variational EM; a guide can be set
             later.
 
     Attributes:
         guide: `inference.guides.Amortized`, or None.
+        num_latents: D, size of z.
+        num_features: F, size of what the decoder reads.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -86,6 +92,7 @@ class VAE(nn.Module):
         self.likelihood = likelihood
         self.decoder = decoder
         self.num_latents: int = self.prior().event_shape[0]
+        self.num_features: int = getattr(self.prior, "num_features", self.num_latents)
         self._check_parts(family, encoder)
         # The family is registered once, in the guide where there is one: the state dict then holds shared weights once.
         self.register_module("guide", None)
@@ -146,6 +153,8 @@ class VAE(nn.Module):
             ValueError: the decoder does not return one row for each z.
         """
         rows = z.reshape(-1, z.shape[-1])
+        if hasattr(self.prior, "features"):
+            rows = self.prior.features(rows)  # type: ignore[operator]
         output = self.decoder(rows)
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(rows):
             came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -256,11 +265,16 @@ class VAE(nn.Module):
                 f"family: expected size {self.num_latents}, as the prior's; got {family!r}. Give both the same number "
                 "of latent dimensions."
             )
-        num_inputs, num_outputs = _announced(self.decoder)
-        if num_inputs is not None and num_inputs != self.num_latents:
+        if family is not None and not same_support(family.support, support := self.prior().support):
             raise ValueError(
-                f"decoder: expected {self.num_latents} inputs, the size of the prior's z; got {num_inputs}. Begin the "
-                f"decoder with {self.num_latents}."
+                f"family: expected distributions on {describe(support)}, where the prior {self.prior!r} lives; got "
+                f"{family!r} on {describe(family.support)}. {_support_hint(family, support)}"
+            )
+        num_inputs, num_outputs = _announced(self.decoder)
+        if num_inputs is not None and num_inputs != self.num_features:
+            raise ValueError(
+                f"decoder: expected {self.num_features} inputs, the size of what the prior hands down; got "
+                f"{num_inputs}. Begin the decoder with {self.num_features}."
             )
         num_values, num_params = (None, None) if encoder is None else _announced(encoder)
         if family is not None and num_params is not None and num_params != family.num_params:
@@ -274,6 +288,12 @@ class VAE(nn.Module):
             num_values is not None and num_outputs != num_values * self.likelihood.num_params
         ):
             raise ValueError(_wrong_outputs(self.likelihood, num_outputs, num_values))
+
+
+def _support_hint(family: Family, support: Constraint) -> str:
+    if is_unconstrained(support):
+        return "Pass a family on R^D, or a prior that lives where the family does."
+    return f"Push it through a bijection: Constrained({family!r}, prior().support)."
 
 
 def _wrong_outputs(likelihood: Likelihood, came: int, num_values: int | None) -> str:
