@@ -14,11 +14,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from inference import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
-from pyro_vae import __version__
+from pyro_vae import __version__, plots
+from pyro_vae.comparison import TRAINING, compare
+from pyro_vae.data import load
 from pyro_vae.demo import run_demo, table
+from pyro_vae.figures import save
 from pyro_vae.jobs import Engine, fit_run, measure_run
-from pyro_vae.parts import Parts, build, options, subcommands
-from pyro_vae.run import new_folder, open_run
+from pyro_vae.parts import Parts, build_family, options, subcommands
+from pyro_vae.run import CONFIG, new_folder, open_run
 
 __all__ = ["main"]
 
@@ -53,12 +56,19 @@ class DataOptions:
     """The data, their split and their binarization.
 
     Attributes:
-        name: digits, mnist, fashion-mnist, or a path that ends in .npy or .npz.
+        name: digits, mnist, fashion-mnist, kmnist, emnist-balanced, emnist-letters, emnist-digits, cifar10, or a path
+            that ends in .npy, .npz, .csv or .parquet.
         binarize: none; fixed: one draw with probability value / maximum; dynamic: a new draw at every visit (SVI only).
         binarize_seed: seed of the fixed draw; leave it alone to be comparable between runs.
         split_seed: seed of the random split; likewise.
         num_validation: size of the validation split.
         num_test: size of the test split.
+        missing: refuse NaN, or keep it as unobserved; the likelihood then wants --likelihood.mask.
+        key: array of an .npz file that holds x, where it is not called x.
+        label_key: array of an .npz file that holds labels.
+        columns: columns of a table that make up x; all but the label by default.
+        label: column of a table that holds labels.
+        stream: read rows of an .npy file when they are needed; by default where it is larger than 1 GiB.
     """
 
     name: Annotated[str, tyro.conf.arg(name="data", prefix_name=False)] = "digits"
@@ -67,6 +77,12 @@ class DataOptions:
     split_seed: int = 0
     num_validation: int | None = None
     num_test: int | None = None
+    missing: Literal["refuse", "keep"] = "refuse"
+    key: str | None = None
+    label_key: str | None = None
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    stream: bool | None = None
 
     def load_arguments(self) -> dict[str, Any]:
         """Arguments of `pyro_vae.load`."""
@@ -168,8 +184,8 @@ class GapsCommand:
         if self.num_data is not None and self.num_data < 1:
             raise ValueError(f"--num-data: expected a positive number of datapoints; got {self.num_data}.")
         run = open_run(self.run)
-        sizes = dict(run.config["sizes"])
-        further = [build(options("family", name), sizes) for name in self.families]
+        support = run.vae.prior().support
+        further = [build_family(options("family", name), run.vae.num_latents, support) for name in self.families]
         gaps = measure_run(run, num_data=self.num_data, families=further, seed=self.seed)
         if self.json:
             _print_json(gaps.summary())
@@ -177,6 +193,59 @@ class GapsCommand:
         print(gaps)
         print("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in gaps.seconds.items()))
         print(f"Written to {self.run}: results.nc, figures/gaps.png, figures/gap_histogram.png.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Fit PCA, autoencoder, probabilistic PCA, factor analysis, linear VAE and VAE, and compare them on the test split.
+
+    Example: pyro-vae compare --data digits --num-latents 8 --out runs/compare
+
+    Attributes:
+        data: what to fit, in its own units; without --data.binarize every value is a real number.
+        num_latents: D, size of the latent vector or code.
+        out: folder to write, with table and picture; it must not hold a run yet.
+        training: of the networks.
+        hidden: widths of the hidden layers of autoencoder and VAE.
+        num_data: test datapoints to measure, the first ones; all by default.
+        seed: of initial weights, training and draws.
+        json: print the summary as JSON alone on standard output.
+    """
+
+    data: DataOptions = DataOptions()
+    num_latents: int = 8
+    out: Path | None = None
+    training: TrainingOptions = TrainingOptions(**vars(TRAINING))
+    hidden: tuple[int, ...] = (128, 128)
+    num_data: int | None = None
+    seed: int = 0
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def __call__(self) -> None:
+        """Compare."""
+        if self.num_data is not None and self.num_data < 1:
+            raise ValueError(f"--num-data: expected a positive number of datapoints; got {self.num_data}.")
+        with contextlib.nullcontext() if self.out is None else new_folder(self.out) as folder:
+            comparison = compare(
+                load(**self.data.load_arguments()),
+                self.num_latents,
+                training=self.training,
+                hidden=self.hidden,
+                num_data=self.num_data,
+                seed=self.seed,
+            )
+            summary = comparison.summary()
+            if folder is not None:
+                config = {"command": "compare", "data": {"load": self.data.load_arguments()}, **summary["settings"]}
+                (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+                (folder / "compare.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+                save(plots.plot_comparison(comparison)[0], folder / "compare.png")
+        if self.json:
+            _print_json(summary)
+            return
+        print(comparison)
+        if self.out is not None:
+            print(f"Written to {self.out}: compare.json, compare.png.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +277,7 @@ class DemoCommand:
 Command = (
     Annotated[FitCommand, tyro.conf.subcommand(name="fit")]
     | Annotated[GapsCommand, tyro.conf.subcommand(name="gaps")]
+    | Annotated[CompareCommand, tyro.conf.subcommand(name="compare")]
     | Annotated[DemoCommand, tyro.conf.subcommand(name="demo")]
 )
 
@@ -236,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> FitCommand | GapsCommand | DemoCommand:
+def _parse(words: list[str]) -> FitCommand | GapsCommand | CompareCommand | DemoCommand:
     said = io.StringIO()
     try:
         # tyro draws its errors as boxes of several lines.

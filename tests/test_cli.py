@@ -78,7 +78,7 @@ class TestFit:
 
     def test_counts_get_a_binomial_without_being_told(self, runs):
         config = json.loads((runs / "svi" / "config.json").read_text())
-        assert config["parts"]["likelihood"] == {"part": "binomial", "total_count": None}
+        assert config["parts"]["likelihood"] == {"part": "binomial", "total_count": None, "mask": False}
         assert config["sizes"]["max_value"] == 16
         assert torch.__version__.startswith(config["versions"]["torch"])  # which leaves out +cpu or +cu130
 
@@ -134,6 +134,32 @@ class TestGaps:
         assert "fingerprint" in capsys.readouterr().err
 
 
+class TestCompare:
+    WORDS = ["compare", "--training.epochs=2", "--num-latents=3", "--num-data=20", "--hidden", "16"]
+    MODELS = ["PCA", "autoencoder", "pPCA", "FA", "linear VAE", "VAE"]
+
+    def test_table_and_picture(self, tmp_path, capsys):
+        out = tmp_path / "compare"
+        assert main([*self.WORDS, f"--out={out}"]) == 0
+        said = capsys.readouterr().out
+        assert [line.split("  ")[0].rstrip("*") for line in said.splitlines()[4:10]] == self.MODELS
+        assert {path.name for path in out.iterdir()} == {"config.json", "compare.json", "compare.png"}
+        summary = json.loads((out / "compare.json").read_text())
+        assert list(summary["models"]) == self.MODELS
+        assert summary["num_data"] == 20 and summary["settings"]["training"]["epochs"] == 2
+        assert np.ptp(matplotlib.image.imread(out / "compare.png")) > 0.5  # not a blank page
+        assert main([*self.WORDS, f"--out={out}"]) == 2
+        assert "already holds a run" in capsys.readouterr().err
+
+    def test_json_without_a_folder(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main([*self.WORDS, "--json"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert summary["models"]["PCA"]["log_p"] is None
+        assert summary["models"]["VAE"]["log_p"].keys() == {"mean", "se", "mc_se"}
+        assert not list(tmp_path.iterdir())
+
+
 def _pickled(path):
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
@@ -154,7 +180,7 @@ BAD_DATA = {
 
 BAD_WORDS = {
     "no command": ([], "fit"),
-    "unknown command": (["foo"], "fit, gaps, demo"),
+    "unknown command": (["foo"], "fit, gaps, compare, demo"),
     "no out": (["fit"], "--out"),
     "unknown data": (["fit", "--out={out}", "--data=mnits"], "mnist"),
     "missing file": (["fit", "--out={out}", "--data=nothing.npy"], "nothing.npy"),
@@ -178,6 +204,8 @@ BAD_WORDS = {
     ),
     "no run": (["gaps", "{out}"], "expected a run folder"),
     "no datapoints": (["gaps", "{out}", "--num-data=0"], "--num-data"),
+    "nothing to compare": (["compare", "--out={out}", "--num-data=0"], "--num-data"),
+    "compare with all dimensions": (["compare", "--out={out}", "--num-latents=64"], "num_latents: expected fewer"),
 }
 
 

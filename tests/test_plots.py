@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from inference.results import Fit, Gaps
+from inference.results import Evidence, Fit, Gaps
+from pyro_vae.comparison import Compared, Comparison
 from pyro_vae.plots import (
+    plot_comparison,
     plot_elbo,
     plot_gap_histogram,
     plot_gaps,
     plot_latent,
+    plot_log_p,
     plot_manifold,
     plot_reconstructions,
     plot_samples,
+    plot_squared_error,
 )
 
 
@@ -54,6 +58,19 @@ def make_gaps(num_data=50, *, approximation=0.5, amortization=1.5):
         family="MeanField(2)",
         evidence_method="IWAE",
     )
+
+
+def make_comparison(num_data=30):
+    generator = torch.Generator().manual_seed(num_data)
+
+    def model(name, level, *, dense=True, mark=None):
+        error = level + torch.rand(num_data, generator=generator)
+        value = -100 - 10 * level + torch.randn(num_data, generator=generator)
+        log_p = Evidence(value=value, se=torch.full((num_data,), 0.01), method="IWAE") if dense else None
+        return Compared(name=name, squared_error=error, log_p=log_p, seconds=1.0, how="ended", mark=mark)
+
+    models = [model("PCA", 2.0, dense=False), model("FA", 3.0, mark="its own noise"), model("VAE", 1.0)]
+    return Comparison(models=models, data="digits", fingerprint="f", num_data=num_data, num_latents=8, settings={})
 
 
 def line(ax, label):
@@ -247,6 +264,50 @@ class TestImages:
         assert 1 < highest[0] < 2 and highest[1] < 1
 
 
+class TestComparison:
+    def test_bars_are_the_squared_errors(self):
+        comparison = make_comparison()
+        ax = plot_squared_error(comparison)
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["PCA", "FA", "VAE"]
+        assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first model is at the top"
+        (bars,) = (container for container in ax.containers if hasattr(container, "patches"))
+        segments = bars.errorbar[2][0].get_segments()
+        for model, bar, ((left, _), (right, _)) in zip(comparison.models, bars.patches, segments, strict=True):
+            row = model.summary()["squared_error"]
+            assert bar.get_width() == pytest.approx(row["mean"])
+            assert (right - left) / 2 == pytest.approx(row["se"])
+        assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 3.6
+
+    def test_dots_are_log_p_where_there_is_a_density(self):
+        comparison = make_comparison()
+        ax = plot_log_p(comparison)
+        dots = [container for container in ax.containers if hasattr(container, "lines")]
+        assert len(dots) == 2
+        for position, dot in zip((1, 2), dots, strict=True):
+            row = comparison.models[position].summary()["log_p"]
+            assert dot.lines[0].get_xdata() == [pytest.approx(row["mean"])]
+            assert dot.lines[0].get_ydata() == [position]
+            (((left, _), (right, _)),) = dot.lines[2][0].get_segments()
+            assert (right - left) / 2 == pytest.approx(row["se"])
+        texts = {text.get_text(): text.xy[1] for text in ax.texts}
+        assert texts["no density"] == 0 and "−130" in "".join(texts)
+        assert [dot.lines[0].get_marker() for dot in dots] == ["s", "o"], "FA's noise is of another form"
+        assert legend(ax) == ["noise of another form: see the table"]
+
+    def test_panels_share_the_models(self):
+        left, right = plot_comparison(make_comparison())
+        assert left.figure is right.figure and left.get_ylim() == right.get_ylim()
+        assert "N = 30" in left.figure.get_suptitle()
+        _, axes = plt.subplots(1, 2)
+        assert plot_comparison(make_comparison(), axes=axes) == tuple(axes)
+        with pytest.raises(ValueError, match="axes: expected two"):
+            plot_comparison(make_comparison(), axes=axes[:1])
+
+    def test_one_datapoint_has_no_error(self):
+        left, _ = plot_comparison(make_comparison(1))
+        left.figure.canvas.draw()
+
+
 class TestLatent:
     def test_one_collection_a_label(self):
         z = torch.arange(12.0).reshape(6, 2)
@@ -280,6 +341,8 @@ PICTURES = {
     "elbo": lambda ax: plot_elbo({"SVI": make_fit()}, ax=ax),
     "gaps": lambda ax: plot_gaps({"SVI": make_gaps()}, ax=ax),
     "gap histogram": lambda ax: plot_gap_histogram({"SVI": make_gaps()}, ax=ax),
+    "squared error": lambda ax: plot_squared_error(make_comparison(), ax=ax),
+    "log p": lambda ax: plot_log_p(make_comparison(), ax=ax),
     "reconstructions": lambda ax: plot_reconstructions(TestImages.x, TestImages.x, (2, 3), ax=ax),
     "reconstructions as lines": lambda ax: plot_reconstructions(TestImages.x, TestImages.x, ax=ax),
     "samples": lambda ax: plot_samples(TestImages.x, (2, 3), ax=ax),
