@@ -8,16 +8,12 @@ measurements of one machine, not targets.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from records import provenance, write
 
 from inference import Adam, MeanField, Training, fit_svi, measure_gaps
 from pyro_vae import MLP, VAE, load
@@ -78,13 +74,7 @@ def run(name: str, *, seed: int) -> dict[str, Any]:
         "start_gap_above_0.1": int((gaps.start_gap > 0.1).sum()),
         "seconds": {"fit": fit.seconds, "gaps": measured, **gaps.seconds},
         "num_steps": fit.num_steps,
-        "hardware": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "pyro-ppl", "numpy")},
+        **provenance(),
     }
 
 
@@ -95,10 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the record to this file")
     arguments = parser.parse_args()
-    record = json.dumps(run(arguments.case, seed=arguments.seed), indent=2) + "\n"
-    sys.stdout.write(record)
-    if arguments.out:
-        arguments.out.write_text(record)
+    write(run(arguments.case, seed=arguments.seed), arguments.out)
 
 
 if __name__ == "__main__":
