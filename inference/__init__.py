@@ -22,6 +22,8 @@ from inference.families import (
     SylvesterFlow,
 )
 from inference.gaps import measure_gaps
+from inference.given import conditioned
+from inference.globals import draw_globals
 from inference.guides import Amortized, Local
 from inference.objectives import Objective
 from inference.results import Evidence, Fit, Gaps, Refined
@@ -56,6 +58,8 @@ __all__ = [
     "Search",
     "SylvesterFlow",
     "Training",
+    "conditioned",
+    "draw_globals",
     "elbo",
     "ess",
     "fit_em",

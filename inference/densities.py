@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
@@ -60,7 +61,7 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
     Raises:
         ValueError: the model breaks the contract; the message names the site.
     """
-    with pyro.plate("_particles", z.shape[0], dim=-2):
+    with pyro.plate("_particles", z.shape[0], dim=-2), _RefuseGlobal(site):
         trace = _trace(poutine.condition(model, {site: z}), x)
     if site not in _sample_sites(trace):
         raise ValueError(_no_such_site("model", site, _sample_sites(trace)))
@@ -167,6 +168,7 @@ def guide_distribution(guide: Program, x: Float[Tensor, "B P"], *, site: str | N
     site = site or getattr(guide, "site", None)
     trace = _trace(guide, x)
     sites = _sample_sites(trace)
+    _require_local("guide", site or next((name for name in sites if _in_data_plate(sites[name])), None), sites)
     if site is None:
         if len(sites) != 1:
             raise ValueError(
@@ -196,13 +198,14 @@ def latent_prior(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distr
     """The prior of the latent site, batch shape (B,), event shape (D,).
 
     Raises:
-        ValueError: the model has no such site, or samples it outside the data plate.
+        ValueError: the model has no such site, or samples it or another latent one outside the data plate.
     """
     trace = _trace(model, x)
     sites = _sample_sites(trace)
     if site not in sites or sites[site]["is_observed"]:
         latent = {name: node for name, node in sites.items() if not node["is_observed"]}
         raise ValueError(_no_such_site("model", site, latent))
+    _require_local("model", site, sites)
     return _local_distribution(sites[site], site, len(x))
 
 
@@ -266,6 +269,9 @@ def _describe_row(q: Distribution, z: Float[Tensor, "B D"]) -> Float[Tensor, ""]
 def _trace(program: Program, x: Tensor) -> poutine.Trace:
     try:
         return poutine.trace(program).get_trace(x)
+    except _GlobalSite as error:
+        # Pyro has put the shapes of the trace so far under it.
+        raise ValueError(str(error).splitlines()[0]) from None
     except ValueError as error:
         # Where sizes differ, Pyro itself refuses a site that does not fit its plate, and shows the trace but no remedy.
         if "inside plate(" not in str(error):
@@ -312,6 +318,41 @@ _ADVICE = "Sample it inside pyro.plate('data', len(x), dim=-1), and declare its 
 
 def _in_data_plate(node: dict[str, Any]) -> bool:
     return any(frame.dim == -1 for frame in node["cond_indep_stack"])
+
+
+class _GlobalSite(ValueError):
+    """A latent site outside the data plate, where plain numbers were expected."""
+
+
+class _RefuseGlobal(Messenger):
+    """Refuse a global site as soon as it is sampled: under a plate of particles the model may fail on its shape."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+
+    def _pyro_sample(self, msg: Any) -> None:
+        deterministic = msg["infer"].get("_deterministic")
+        if not (msg["name"] == self.site or msg["is_observed"] or site_is_subsample(msg) or deterministic):
+            _require_local("model", self.site, {msg["name"]: msg})
+
+
+def _require_local(where: str, site: str | None, sites: dict[str, Any]) -> None:
+    """Refuse latent sites beside `site` that lie outside the data plate: no datapoint has a density of its own."""
+    extra = [
+        name
+        for name, node in sites.items()
+        if name != site and not node["is_observed"] and not node["infer"].get("is_auxiliary")
+        if not _in_data_plate(node)
+    ]
+    if site is None or not extra:
+        return
+    raise _GlobalSite(
+        f"site '{extra[0]}': expected one latent site, '{site}', inside the data plate; the {where} samples "
+        f"{_listed(extra)} outside it. Numbers per datapoint are conditional on such global sites: pass "
+        f"given={{'{extra[0]}': draws}} of shape (M, *shape), wrap model and guide in inference.conditioned, or "
+        "make it a parameter."
+    )
 
 
 def _where(node: dict[str, Any]) -> str:

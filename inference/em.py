@@ -15,6 +15,7 @@ from torch import Tensor
 from inference.batches import Data, chunks, fetch, require_fixed
 from inference.estep import start_rows
 from inference.families import Family
+from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
 from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
 from inference.noise import antithetic, derive_seed, resolve_seed, seeded
@@ -83,6 +84,7 @@ def fit_em(
     init: Callable[..., Any] | Float[Tensor, "N K"] | None = None,
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Fit:
     r"""Fit a model by variational EM, with parameters of their own for every datapoint.
@@ -104,6 +106,7 @@ def fit_em(
         init: a guide, (N, K) rows of parameters, or None: the standard normal for every datapoint.
         training: settings.
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
+        given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
@@ -129,6 +132,8 @@ def fit_em(
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_em")
     site = site or getattr(init, "site", None) or "z"
+    if given is not None:
+        model, init = one_draw(given, data, model, init, purpose="fit_em")
     guide = init if callable(init) else None
     # The guide is not trained here: a model that shares its weights must not move them.
     ask_parts("check_cold_start" if guide is None else "keep_own_guide", model)
@@ -193,6 +198,7 @@ def fit_em(
             for index, x in _batches(model, data, device=device):
                 local.settle(x, index, LAST_STEPS)
     settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "seed": seed}
+    settings |= describe_one(given)
     return dataclasses.replace(fit, params=local.params.cpu(), settings=settings)
 
 

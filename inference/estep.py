@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.batches import Data, require_fixed
 from inference.families import Family, from_noise
+from inference.given import Given, describe_one, one_draw
 from inference.isolation import device_of, frozen
 from inference.noise import antithetic, normal_noise, resolve_seed, seeded
 from inference.objectives import LocalELBO
@@ -102,6 +103,7 @@ def refine(
     tol: float = 0.01,
     num_draws: int = 1000,
     search: Search = Search(),  # noqa: B008 (frozen)
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Refined:
     r"""Find the best member of a family for each datapoint, at a frozen model.
@@ -127,6 +129,7 @@ def refine(
         tol: nats per datapoint.
         num_draws: draws, in antithetic pairs, that score the result; they chose nothing.
         search: how the search runs.
+        given: one draw (1, *shape) of each latent site outside the data plate: the rows are best at that value.
         seed: of all draws. A datapoint's result depends on the seed and its own index alone.
 
     Returns:
@@ -148,6 +151,8 @@ def refine(
     require_tol(tol)
     require_draws(num_draws, least=4)
     site = site or getattr(init, "site", None) or "z"
+    if given is not None:
+        model, init = one_draw(given, data, model, init, purpose="refine")
     guide = init if callable(init) else None
     parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
@@ -174,6 +179,7 @@ def refine(
             "num_draws": num_draws,
             "search": asdict(search),
             "seed": seed,
+            **describe_one(given),
         },
     )
 

@@ -33,6 +33,7 @@ from inference.families import (
     loc_and_tril,
     noise_size,
 )
+from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
@@ -90,6 +91,7 @@ def elbo(
     *,
     site: str | None = None,
     num_draws: int = 1000,
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Evidence:
     r"""The evidence lower bound of a guide, per datapoint.
@@ -103,6 +105,8 @@ def elbo(
         data: (N, P) datapoints, each with a fixed x.
         site: name of the latent site; read off the guide by default.
         num_draws: S, in antithetic pairs.
+        given: draws (M, *shape) of each latent site outside the data plate: the value is conditional, E[log p(x, z | w)
+            - log q(z | x, w)], averaged over the draws of w.
         seed: of the draws.
 
     Returns:
@@ -121,6 +125,11 @@ def elbo(
     seed = resolve_seed(seed)
     num_data = require_fixed(data, purpose="elbo")
     require_draws(num_draws, least=4)
+    if given is not None:
+        options: dict[str, Any] = {"site": site, "num_draws": num_draws}
+        return over_draws(
+            lambda p, q, seed: elbo(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
+        )
     values, errors = [], []
     with frozen(model, guide), seeded(seed), torch.no_grad():
         for index, x in read_chunks(model, data, num_data, 64, device=device_of(model, guide)):
@@ -143,6 +152,7 @@ def iwae(
     num_draws: int = 5000,
     proposal: Defensive | None = Defensive(),  # noqa: B008 (frozen)
     search: Search = Search(),  # noqa: B008
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Evidence:
     r"""The importance-weighted bound on log p(x), per datapoint: a lower bound in expectation.
@@ -162,6 +172,8 @@ def iwae(
         num_draws: S.
         proposal: how r is made; None: draw from the guide itself.
         search: how the search for the proposal runs.
+        given: draws (M, *shape) of each latent site outside the data plate: the value bounds log p(x | w), averaged
+            over the draws of w, which is not log p(x).
         seed: of the draws.
 
     Returns:
@@ -185,6 +197,11 @@ def iwae(
     seed = resolve_seed(seed)
     num_data = require_fixed(data, purpose="iwae")
     require_draws(num_draws, least=50)
+    if given is not None:
+        options: dict[str, Any] = {"site": site, "num_draws": num_draws, "proposal": proposal, "search": search}
+        return over_draws(
+            lambda p, q, seed: iwae(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
+        )
     columns: list[tuple[Tensor, ...]] = []
     with frozen(model, guide), seeded(seed):
         for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
@@ -305,7 +322,13 @@ def _draws_for(x: Tensor) -> int:
 
 
 def quadrature(
-    model: Callable[..., Any], data: Data, *, site: str = "z", tol: float = 1e-4, max_points: int = 2**21
+    model: Callable[..., Any],
+    data: Data,
+    *,
+    site: str = "z",
+    tol: float = 1e-4,
+    max_points: int = 2**21,
+    given: Given | None = None,
 ) -> Evidence:
     r"""Log p(x) by integration over a latent space of one or two dimensions.
 
@@ -314,7 +337,8 @@ def quadrature(
 
     The box starts at twice the range of prior draws; for each datapoint it grows or shrinks to where the integrand may
     be within e^-30 of its maximum; the grid is then halved until log p(x) is stable to `tol`. For smooth integrands
-    the rule converges faster than any power of h.
+    the rule converges faster than any power of h. A constrained latent space is integrated over in the coordinates of
+    R^D.
 
     Args:
         model: Pyro model with D = 1 or 2.
@@ -322,8 +346,8 @@ def quadrature(
         site: name of the latent site.
         tol: nats.
         max_points: grid points at most.
-
-    A constrained latent space is integrated over in the coordinates of R^D.
+        given: draws (M, *shape) of each latent site outside the data plate: the value is log p(x | w), averaged over
+            the draws of w, which is not log p(x).
 
     Returns:
         Value (N,), nats; the standard error is 0.
@@ -339,6 +363,9 @@ def quadrature(
         True
     """
     num_data = require_fixed(data, purpose="quadrature")
+    if given is not None:
+        options: dict[str, Any] = {"site": site, "tol": tol, "max_points": max_points}
+        return over_draws(lambda p, _, __: quadrature(p, data, **options), given, data, model)
     values = []
     # Draws only place the first box, so the result does not depend on this seed.
     with frozen(model), seeded(0), torch.no_grad():

@@ -18,6 +18,7 @@ from inference.densities import guide_distribution
 from inference.estep import Search, best_rows
 from inference.evidence import Defensive, iwae, proposal_rows
 from inference.families import Family, FullCovariance, family_of
+from inference.given import Given, known_for_one, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
@@ -52,6 +53,7 @@ def measure_gaps(
     num_draws: int = 1000,
     num_evidence_draws: int = 5000,
     search: Search = Search(),  # noqa: B008 (frozen)
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Gaps:
     r"""Split log p(x) - L[q] into what the family cost and what the encoder cost, per datapoint.
@@ -77,6 +79,8 @@ def measure_gaps(
         num_draws: draws, in antithetic pairs, that score L[q] and L[q*].
         num_evidence_draws: draws behind log p(x).
         search: how the searches run.
+        given: draws (M, *shape) of each latent site outside the data plate: every term is conditional on w and averaged
+            over its draws. The mean of log p(x | w) is not log p(x).
         seed: of all draws.
 
     Returns:
@@ -103,6 +107,13 @@ def measure_gaps(
     require_tol(tol)
     require_draws(num_draws, least=4)
     require_draws(num_evidence_draws, least=50, name="num_evidence_draws")
+    if given is not None:
+        options: dict[str, Any] = {"family": family, "site": site, "families": families, "tol": tol, "search": search}
+        options |= {"num_draws": num_draws, "num_evidence_draws": num_evidence_draws}
+        options["log_evidence"] = known_for_one(log_evidence, given)
+        return over_draws(
+            lambda p, q, seed: measure_gaps(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
+        )
     evidence = _known_evidence(log_evidence, num_data)
     for further in families:
         if not further.is_fitted:

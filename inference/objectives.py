@@ -64,10 +64,20 @@ class AmortizedELBO(Objective):
         loss: any Pyro ELBO object. Where it offers no differentiable loss (`RenyiELBO`), its own gradients are handed
             on.
         leaves: what is trained; needed for the second case alone.
+        num_data: number of datapoints that the loss of a minibatch stands for; by default those of the minibatch.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO, leaves: list[Tensor]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        loss: ELBO,
+        leaves: list[Tensor],
+        *,
+        num_data: int | None = None,
+    ) -> None:
         super().__init__()
+        self.num_data = num_data
         self.model = model
         self.guide = guide
         self.loss = loss
@@ -79,7 +89,7 @@ class AmortizedELBO(Objective):
         if self.kl_weight != 1.0:
             model, guide = _ScaleLatent(self.kl_weight)(model), _ScaleLatent(self.kl_weight)(guide)
         if hasattr(self.loss, "differentiable_loss"):
-            return self.loss.differentiable_loss(model, guide, x) / len(x)
+            return self.loss.differentiable_loss(model, guide, x) / (self.num_data or len(x))
         return self._loss_and_grads(model, guide, x)
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from inference.batches import Data, chunks, fetch, require_data
 from inference.densities import log_weights
+from inference.given import conditioned
+from inference.globals import find_globals, require_scalable, values_of, whole_data
 from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import AmortizedELBO
@@ -45,6 +47,17 @@ def fit_svi(
     .. math::
         \max_{\theta, \phi} \; \frac1N \sum_n E_{q_\phi(z \mid x_n)}[\log p_\theta(x_n, z) - \log q_\phi(z \mid x_n)]
 
+    A latent site w of the model outside the data plate (a global site, such as a decoder's weights under a prior) needs
+    a guide of its own there. Everything inside the plate is then scaled by N / B, and the loss of a minibatch is
+    divided by N:
+
+    .. math::
+        \max_{\theta, \phi} \; \frac1N \Big( E_{q(w)} \sum_n E_{q_\phi(z \mid x_n)}[\log p_\theta(x_n, z \mid w)
+        - \log q_\phi(z \mid x_n)] - \mathrm{KL}(q(w) \,\|\, p(w)) \Big)
+
+    That is the ELBO that is reported; KL warm-up scales the KL of w too. The held-out ELBO is conditional on draws of
+    w from the guide, without that KL.
+
     Modules are fitted in place; the caller's parameter store is as it was, but for bare `pyro.param` sites of
     hand-written code, which live there.
 
@@ -63,7 +76,8 @@ def fit_svi(
         The true ELBO over training, and why the run ended.
 
     Raises:
-        ValueError: nothing to train, or a loss that is wrong under warm-up or scaling.
+        ValueError: nothing to train, a loss that is wrong under warm-up or scaling, or a global site that the guide
+            does not sample.
         FloatingPointError: a value became NaN or infinite; the message names the site.
 
     Example:
@@ -95,6 +109,7 @@ def fit_svi(
             leaves = trainable(model, guide, x=first)
             models = trainable(model, x=first) if train == "guide" else {}
             scaled = _scaled_site(model, guide, first)
+            found = find_globals(model, first, guide=guide)
         if train == "guide":
             leaves = {
                 name: leaf for name, leaf in leaves.items() if not any(leaf is other for other in models.values())
@@ -107,7 +122,12 @@ def fit_svi(
             )
         if isinstance(loss, RenyiELBO):
             _require_unscaled(scaled, training)
-        objective = AmortizedELBO(model, guide, loss, list(leaves.values()))
+        whole, num_data = (model, guide), None
+        if found.names:
+            require_scalable(found, loss, scaled)
+            num_data = len(data)
+            whole = (whole_data(model, num_data, found.plates), whole_data(guide, num_data, found.plates))
+        objective = AmortizedELBO(*whole, loss, list(leaves.values()), num_data=num_data)
         # What the ELBO is read off: a scale inside the programs changes the loss, not the ELBO.
         true_model, true_guide = (model, guide) if scaled is None else (_Unscaled()(model), _Unscaled()(guide))
 
@@ -116,10 +136,13 @@ def fit_svi(
             if type(loss) in _TRUE_ELBO and objective.kl_weight == 1.0 and scaled is None:
                 return value, -value
             with torch.no_grad():
+                if num_data is not None:
+                    return value, -torch.as_tensor(Trace_ELBO().loss(*whole, x), device=x.device) / num_data
                 return value, log_weights(true_model, true_guide, x).mean()
 
         def held_out(validation: Data) -> float:
-            return _held_out(true_model, true_guide, validation, modules=(model, guide), device=device, seed=seed)
+            programs = (true_model, true_guide)
+            return _held_out(*programs, validation, modules=(model, guide), names=found.names, device=device, seed=seed)
 
         fit = optimise(
             objective,
@@ -135,6 +158,8 @@ def fit_svi(
             check=lambda x, index: require_readable(model, x, index),
         )
     settings = {**fit.settings, "engine": "svi", "train": train, "loss": type(loss).__name__, "seed": seed}
+    if found.names:
+        settings["global_sites"] = list(found.names)
     return dataclasses.replace(fit, settings=settings)
 
 
@@ -165,15 +190,24 @@ def _held_out(
     data: Data,
     *,
     modules: Sequence[Callable[..., Any]],
+    names: tuple[str, ...],
     device: torch.device,
     seed: int,
 ) -> float:
-    """The true ELBO on held-out data: the same draws every epoch, so that epochs compare."""
-    total = 0.0
+    """The true ELBO on held-out data: the same draws every epoch, so that epochs compare.
+
+    With global sites, of these names, it is conditional on draws of them: a fresh one for each particle.
+    """
+    total, num_particles = 0.0, 4
     with eval_mode(*modules), seeded(derive_seed(seed, "validation")):
+        few = fetch(data, torch.arange(min(len(data), 4)), device=device)
+        draws = [values_of(guide, few, names) for _ in range(num_particles)] if names else []
+        pairs = [(conditioned(model, draw), conditioned(guide, draw)) for draw in draws] or [(model, guide)]
         for start, stop in chunks(len(data), 1024):
             x = fetch(data, torch.arange(start, stop), device=device)
-            total += float(log_weights(model, guide, x, num_particles=4).double().mean(0).sum())
+            for pair in pairs:
+                log_w = log_weights(*pair, x, num_particles=num_particles // len(pairs))
+                total += float(log_w.double().mean(0).sum()) / len(pairs)
     return total / len(data)
 
 
