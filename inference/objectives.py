@@ -101,13 +101,14 @@ class AmortizedELBO(Objective):
             for tensor in before:
                 tensor.grad = None
             value = self.loss.loss_and_grads(model, guide, x)  # type: ignore[attr-defined]
-            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / len(x) for leaf in self._leaves]
+            count = self.num_data or len(x)
+            grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / count for leaf in self._leaves]
         finally:
             for tensor, grad in before.items():
                 tensor.grad = grad
         # Reweighted wake-sleep returns two losses: the model's, then the guide's.
         value = value[0] if isinstance(value, tuple) else value
-        loss = torch.as_tensor(value, dtype=self._leaves[0].dtype, device=x.device) / len(x)
+        loss = torch.as_tensor(value, dtype=self._leaves[0].dtype, device=x.device) / count
         return _GivenGradients.apply(loss, grads, *self._leaves)
 
 
