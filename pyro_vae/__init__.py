@@ -1,6 +1,7 @@
 """Variational autoencoders declared as Pyro programs, and their results."""
 
 from pyro_vae.autoencoder import PCA, Autoencoder
+from pyro_vae.bayes import BayesianVAE
 from pyro_vae.comparison import compare, paired_difference
 from pyro_vae.data import Dataset, Split, load
 from pyro_vae.linear import LinearGaussian
@@ -15,6 +16,7 @@ __all__ = [
     "PCA",
     "VAE",
     "Autoencoder",
+    "BayesianVAE",
     "ConvDecoder",
     "ConvEncoder",
     "Dataset",

@@ -388,13 +388,19 @@ def changed(module, before):
 def test_a_fit_on_digits(digits, loss):
     bayes = BayesianVAE(small_vae(prior=DiagonalNormal(2)))
     before = bits(bayes)
-    training = Training(epochs=12, batch_size=50, optimizer=Adam(lr=0.01))
+    trained = set()
+
+    def note(state):
+        trained.update(map(id, state.leaves.values()))
+
+    training = Training(epochs=12, batch_size=50, optimizer=Adam(lr=0.01), callbacks=[note])
     fit = fit_svi(bayes.model, bayes.guide, digits, loss=loss, training=training, validation=digits[:20], seed=0)
     assert fit.elbo[-1] > fit.elbo[0] + 10 and fit.elbo_validation[-1] > fit.elbo_validation[0] + 10
     moved = changed(bayes, before)
     assert moved == {name for name in before if not name.startswith("vae.decoder.")}
     assert {name.split(".")[0] for name in moved} == {"vae", "weights_guide"}
     assert sum(name.startswith("weights_guide.scales") for name in moved) == 4
+    assert not trained.intersection(map(id, bayes.vae.decoder.parameters()))
     assert not list(pyro.get_param_store().keys())
     assert all(weight.grad is None for weight in bayes.parameters())
 
@@ -438,9 +444,7 @@ def test_particles_have_a_decoder_each(digits):
             weight.data.copy_(guide.nodes[f"decoder.{name}"]["value"][particle, 0])
         expected = Binomial(16)(decoder(z[particle])).log_prob(x)
         torch.testing.assert_close(model.nodes["x"]["log_prob"][particle], expected)
-    with pytest.raises(
-        ValueError, match="site 'z': expected one particle for each of the 3 draws.*15|3 x 5 rows; got 5"
-    ):
+    with pytest.raises(ValueError, match="site 'z': expected one particle for each of the 3 draws.*3 x 5 rows; got 5"):
         poutine.condition(vectorised(bayes.model), {"z": z[0]})(x)
 
 
