@@ -210,6 +210,11 @@ def _require_fit(
         )
 
 
+def draws_for(x: Float[Tensor, "B P"]) -> int:
+    """How many draws for all of `x` fit in memory at once."""
+    return max(1, VALUES_AT_ONCE // x.numel())
+
+
 def like(x: Tensor) -> Tensor:
     """An empty tensor with the dtype and device that rows and noise for these data take."""
     return x.new_empty(0) if x.is_floating_point() else x.new_empty(0, dtype=torch.get_default_dtype())
