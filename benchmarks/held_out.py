@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from records import provenance, write
 
-from inference import Adam, Evidence, Training, fit_svi, iwae
-from pyro_vae import VAE, load
+from inference import Adam, Training, fit_svi, iwae
+from pyro_vae import VAE, load, paired_difference
+from pyro_vae.comparison import Scored
 from pyro_vae.parts import Options, Parts, Sizes, options
 
 
@@ -104,8 +105,9 @@ CASES = {
 }
 
 
-def score(case: Case, design: dict[str, Options], data: Any, seed: int) -> tuple[Evidence, dict[str, Any]]:
+def score(case: Case, title: str, data: Any, seed: int) -> tuple[Scored, dict[str, Any]]:
     """Fit one design with one seed; log p(x) of the first test datapoints."""
+    design = case.designs[title]
     torch.manual_seed(seed)
     sizes = Sizes(
         num_latents=case.num_latents,
@@ -122,7 +124,8 @@ def score(case: Case, design: dict[str, Options], data: Any, seed: int) -> tuple
     x = data.test.head(case.num_data).tensor()
     with torch.no_grad():
         on_floor = vae.likelihood.on_floor(vae.decoder_output(vae.prior().sample((256,)))).double().mean().item()
-    return evidence, {
+    scored = Scored(name=title, log_p=evidence, base_measure=vae.likelihood.base_measure, fingerprint=data.fingerprint)
+    return scored, {
         "seed": seed,
         "elbo_validation": fit.elbo_validation[-1].item(),  # type: ignore[index]
         "num_parameters": sum(weight.numel() for weight in vae.parameters()),
@@ -135,13 +138,15 @@ def score(case: Case, design: dict[str, Options], data: Any, seed: int) -> tuple
     }
 
 
-def summary(runs: list[Evidence], base: list[Evidence] | None = None) -> dict[str, float]:
+def summary(runs: list[Scored], base: list[Scored] | None = None) -> dict[str, float]:
     """Mean over datapoints and seeds, and its three errors; of the paired differences where `base` is given."""
-    value = torch.stack([run.value for run in runs])
-    error = torch.stack([run.se for run in runs]).square()
+    value = torch.stack([run.log_p.value for run in runs])
+    error = torch.stack([run.log_p.se for run in runs]).square()
     if base is not None:
-        value = value - torch.stack([run.value for run in base])
-        error = error + torch.stack([run.se for run in base]).square()
+        for run, first in zip(runs, base, strict=True):
+            paired_difference(run, first)  # Refuses masses against densities, and other data.
+        value = value - torch.stack([run.log_p.value for run in base])
+        error = error + torch.stack([run.log_p.se for run in base]).square()
     num_seeds, num_data = value.shape
     return {
         "mean": value.mean().item(),
@@ -155,13 +160,13 @@ def run(name: str, *, seeds: list[int], path: str | None) -> dict[str, Any]:
     """Fit and score every design of a case."""
     case = CASES[name]
     data = load(**(case.data or {"name_or_path": path}))
-    scored: dict[str, list[Evidence]] = {}
+    scored: dict[str, list[Scored]] = {}
     designs = {}
     for title, design in case.designs.items():
         runs = []
         for seed in seeds:
-            evidence, record = score(case, design, data, seed)
-            scored.setdefault(title, []).append(evidence)
+            one, record = score(case, title, data, seed)
+            scored.setdefault(title, []).append(one)
             runs.append(record)
             print(f"{title}, seed {seed}: log p(x) {record['log_p']:.3f} {record['seconds']}", file=sys.stderr)
         log_p = summary(scored[title])
