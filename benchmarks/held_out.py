@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from records import provenance, write
 
-from inference import Adam, Training, fit_svi, iwae
+from inference import Adam, Evidence, Training, fit_svi, iwae
 from pyro_vae import VAE, load, paired_difference
 from pyro_vae.comparison import Scored
+from pyro_vae.jobs import start_at_data
 from pyro_vae.parts import Options, Parts, Sizes, options
 
 
@@ -118,6 +119,7 @@ def score(case: Case, title: str, data: Any, seed: int) -> tuple[Scored, dict[st
         level_step=data.level_step,
     )
     vae = VAE(**Parts(**{**case.base, **design}).build(sizes))
+    start_at_data(vae.prior, data.train, seed=seed)
     fit = fit_svi(vae.model, vae.guide, data.train, training=case.training, validation=data.validation, seed=seed)
     began = time.perf_counter()
     evidence = iwae(vae.model, vae.guide, data.test.head(case.num_data), num_draws=case.num_draws, seed=seed)
@@ -156,7 +158,22 @@ def summary(runs: list[Scored], base: list[Scored] | None = None) -> dict[str, f
     }
 
 
-def run(name: str, *, seeds: list[int], path: str | None) -> dict[str, Any]:
+def kept(folder: Path | None, case: Case, title: str, data: Any, seed: int) -> tuple[Scored, dict[str, Any]]:
+    """The score of one design with one seed: from the folder where it is there, else made now and kept there."""
+    if folder is None:
+        return score(case, title, data, seed)
+    file = folder / f"{title.replace(' ', '-')}-{seed}.pt"
+    if not file.exists():
+        scored, record = score(case, title, data, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = {"value": scored.log_p.value, "se": scored.log_p.se, "method": scored.log_p.method}
+        torch.save({**vars(scored), "log_p": fields, "record": record}, file)
+    found = torch.load(file, weights_only=True)
+    record = found.pop("record")
+    return Scored(**{**found, "log_p": Evidence(**found["log_p"])}), record
+
+
+def run(name: str, *, seeds: list[int], path: str | None, folder: Path | None) -> dict[str, Any]:
     """Fit and score every design of a case."""
     case = CASES[name]
     data = load(**(case.data or {"name_or_path": path}))
@@ -165,7 +182,7 @@ def run(name: str, *, seeds: list[int], path: str | None) -> dict[str, Any]:
     for title, design in case.designs.items():
         runs = []
         for seed in seeds:
-            one, record = score(case, title, data, seed)
+            one, record = kept(folder, case, title, data, seed)
             scored.setdefault(title, []).append(one)
             runs.append(record)
             print(f"{title}, seed {seed}: log p(x) {record['log_p']:.3f} {record['seconds']}", file=sys.stderr)
@@ -196,10 +213,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", help="path of the data file of a case that names none")
     parser.add_argument("--out", type=Path, help="also write the record to this file")
+    parser.add_argument("--keep", type=Path, help="keep scores in this folder; those found there are not made again")
     arguments = parser.parse_args()
     if not CASES[arguments.case].data and not arguments.data:
         parser.error(f"{arguments.case}: --data: expected the path of its data file; got none.")
-    write(run(arguments.case, seeds=arguments.seeds, path=arguments.data), arguments.out)
+    write(run(arguments.case, seeds=arguments.seeds, path=arguments.data, folder=arguments.keep), arguments.out)
 
 
 if __name__ == "__main__":

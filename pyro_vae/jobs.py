@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from inference import Amortized, Fit, Gaps, Local, Training, fit_em, fit_svi, measure_gaps, refine, to_datatree
@@ -19,7 +20,7 @@ from pyro_vae.parts import Parts, Sizes, options
 from pyro_vae.run import FIGURES, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["Engine", "fit_guide", "fit_run", "measure_run"]
+__all__ = ["Engine", "fit_guide", "fit_run", "measure_run", "start_at_data"]
 
 Engine = Literal["svi", "em"]
 # Datapoints with draws in results.nc, and in the pictures.
@@ -70,6 +71,7 @@ def fit_run(
         # Variational EM has no encoder; one may be fitted to the frozen model afterwards.
         modules["encoder"] = None
     vae = VAE(**modules)
+    start_at_data(vae.prior, dataset.train, seed=seed)
     for split in (dataset.train, dataset.validation, dataset.test):
         for x in _blocks(_fixed(split)):
             vae.likelihood.check(x)
@@ -93,6 +95,21 @@ def fit_run(
     run = open_run(folder)
     _draw(run, dataset, seed=seed)
     return run
+
+
+def start_at_data(prior: Any, train: Split, *, seed: int) -> None:
+    """Start a prior that can at random training rows: its `init_from` is given as many as its `num_components`.
+
+    Args:
+        prior: a prior; one without `init_from` is left as it is.
+        train: training data; unobserved values are taken as 0, as the encoder does.
+        seed: of the choice.
+    """
+    if not hasattr(prior, "init_from"):
+        return
+    with seeded(derive_seed(seed, "prior")):
+        rows = torch.randint(len(train), (prior.num_components,))
+    prior.init_from(_fixed(train)[rows].nan_to_num(0.0))
 
 
 def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:

@@ -28,13 +28,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def clean_start():
     """Every test: an empty parameter store, validation on, seed 0, float64; figures are closed after it."""
-    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
     pyro.enable_validation(True)
     pyro.set_rng_seed(0)
     yield
-    torch.set_default_dtype(dtype)
+    # Torch's own default, whatever a fixture of a wider scope has left: the documents' examples run in it.
+    torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
     # Imported this late because few tests draw.
     from matplotlib import pyplot
