@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MultivariateNormal
 
 from inference.batches import Data, require_fixed
 from inference.densities import guide_distribution
 from inference.estep import Search, best_rows
 from inference.evidence import Defensive, iwae, proposal_rows
-from inference.families import Family, FullCovariance, family_of
+from inference.families import Family, FullCovariance, LowRank, family_of
 from inference.given import Given, known_for_one, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
@@ -151,7 +151,9 @@ def measure_gaps(
                         model, further.to(x.device), own(found.params), x, index, name, searching, scoring
                     )
                 part |= _value_and_se(f"family_{number}", wider) | {f"converged_{number}": remaining < tol}
-                richest = best if isinstance(further, FullCovariance) else richest
+                # A proposal is made from it: dense where there is one, else the widest normal there is.
+                if isinstance(further, FullCovariance | LowRank) and not isinstance(richest, MultivariateNormal):
+                    richest = best
             if evidence is None:
                 with clock("evidence"):
                     rich, rows = proposal_rows(model, x, index, richest, site=name, search=search, seed=seed)

@@ -4,13 +4,26 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from oracles import LinearOracle
 
-from inference import Amortized, Defensive, FullCovariance, Local, MeanField, elbo, iwae, quadrature
+from inference import (
+    Amortized,
+    Constrained,
+    Defensive,
+    FullCovariance,
+    Local,
+    MeanField,
+    Search,
+    elbo,
+    iwae,
+    quadrature,
+)
 from inference.scoring import score_distribution
 from inference.weights import pareto_k
 from pyro_vae.linear import LinearGaussian
+from pyro_vae.priors import Uniform
 
 
 def program(oracle):
@@ -253,3 +266,42 @@ def test_bad_input(case):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_beyond_64_dimensions_the_proposal_is_in_the_guides_own_family():
+    """An exact guide gives exact weights; a proposal that forgot its covariances would be tens of nats off."""
+    oracle = LinearOracle.random(70, 66, scale=0.1)
+    exact = LinearGaussian(torch.tensor(oracle.weight), torch.tensor(oracle.bias), oracle.scale)
+    x = torch.tensor(oracle.draw(2))
+    family = FullCovariance(66)
+    row = family.params_from(exact.posterior(torch.tensor(oracle.bias)[None])).detach()[0]
+    encoder = torch.nn.Linear(70, family.num_params)
+    with torch.no_grad():
+        encoder.weight.zero_()[:66] = torch.tensor(oracle.encoder_weight)
+        encoder.bias.copy_(row - encoder.weight @ torch.tensor(oracle.bias))
+    guide = Amortized(family, encoder)
+    brief = Search(first_round=4, max_rounds=1, num_judge_draws=64, num_select_draws=64)
+    evidence = iwae(exact.model, guide, x, num_draws=500, search=brief, seed=0)
+    assert (evidence.value - torch.tensor(oracle.log_evidence(x))).abs().max() < 1.0
+    assert "FullCovariance(66)" in evidence.method
+
+
+def test_a_posterior_at_the_edge_of_a_box_keeps_its_density_in_single_precision():
+    """z rounded to float32 lies elsewhere in R^D: log r is taken where z was drawn."""
+    torch.set_default_dtype(torch.float32)
+    scale, box = 1e-4, Uniform(1)
+    family = Constrained(MeanField(1), box().support)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", box())  # Closed: a draw that is rounded to the bound is still inside.
+            pyro.sample("x", dist.Normal(z, scale).to_event(1), obs=x)
+
+    x = torch.full((64, 1), 1.001)
+    above, below = scipy.stats.norm.logcdf((1 - x.double()) / scale), scipy.stats.norm.logcdf((-1 - x.double()) / scale)
+    truth = (above + np.log1p(-np.exp(below - above)) - math.log(2))[:, 0]
+    guide = Local(family, torch.tensor([[12.7, math.log(1.3)]]).expand(64, -1))
+    evidence = iwae(model, guide, x, num_draws=2000, seed=0)
+    # A lower bound in expectation: the mean of p-hat over datapoints that are all alike.
+    ratio = (evidence.value - torch.as_tensor(truth)).exp()
+    assert ratio.mean() < 1 + 4 * ratio.std() / 8 < 1.5

@@ -27,6 +27,7 @@ from inference.families import (
     Family,
     FullCovariance,
     MeanField,
+    family_of,
     from_noise,
     loc_and_tril,
     noise_size,
@@ -58,8 +59,9 @@ class Defensive:
     .. math::
         r(z) = (1 - \epsilon) \, N(z; \mu, c^2 \Sigma) + \epsilon \, p(z)
 
-    where mu and Sigma are those of the best member of the richest family searched: one with full covariance where D is
-    at most 64. A latent vector that is constrained is proposed in the coordinates of R^D, and log r holds the Jacobian.
+    where mu and Sigma are those of the best member of the family of full covariance where D is at most 64, else of the
+    guide's own, or of mean-field where that is not normal. A latent vector that is constrained is proposed in the
+    coordinates of R^D, and log r holds the Jacobian.
 
     Attributes:
         widen: c, factor on the scales.
@@ -100,8 +102,8 @@ def iwae(
         \log \hat p(x) = \log \frac1S \sum_s \frac{p(x, z_s)}{r(z_s)}, \qquad z_s \sim r
 
     All S draws of a datapoint come from one proposal r. By default r is `Defensive()`: the guide's distribution is
-    first refined, in the family of full covariance where D is at most 64 (a `Local` guide of normals is taken as it
-    is; of a flow or a mixture the search starts at the moments), then widened and mixed with the prior.
+    first refined (a `Local` guide of normals is taken as it is; of a flow or a mixture the search starts at the
+    moments), then widened and mixed with the prior.
 
     Args:
         model: Pyro model.
@@ -142,6 +144,7 @@ def iwae(
             lambda p, q, seed: iwae(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
         )
     columns: list[tuple[Tensor, ...]] = []
+    made_in = ""
     with frozen(model, guide), seeded(seed):
         for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
             part = guide_of(guide, index, num_data=num_data)
@@ -151,6 +154,8 @@ def iwae(
             if proposal is not None and not (isinstance(guide, Local) and _is_normal(q)):
                 family, rows = proposal_rows(model, x, index, q, site=name, search=search, seed=seed)
                 part = Local(family, rows, name)
+            if isinstance(part, Local):
+                made_in = f" in {part.family!r}"
             for within in torch.arange(len(index)).split(BLOCK):
                 with torch.no_grad():
                     _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
@@ -159,7 +164,7 @@ def iwae(
     value, se, effective, k = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
     method = (
         f"IWAE, {num_draws} draws from "
-        + ("a widened, defensive proposal" if proposal else "the guide")
+        + (f"a widened, defensive proposal{made_in}" if proposal else "the guide")
         + " (a lower bound in expectation)"
     )
     settings = {
@@ -176,9 +181,14 @@ def proposal_rows(
 ) -> tuple[Family, Tensor]:
     """The family that a proposal is made in, and its refined rows, started at q's moments."""
     size = q.event_shape[0]
-    family: Family = (FullCovariance(size) if size <= MAX_DENSE_LATENTS else MeanField(size)).to(x.device)
+    family: Family
+    if size <= MAX_DENSE_LATENTS:
+        family = FullCovariance(size)
+    else:
+        family = family_of(getattr(q, "unconstrained", q)) if _is_normal(q) else MeanField(size)
     if not is_unconstrained(q.support):
         family = Constrained(family, q.support)  # type: ignore[arg-type]
+    family = family.to(x.device)
     objective = LocalELBO(model, family, site)
     with torch.no_grad():
         start = family.params_from(q)
@@ -234,17 +244,21 @@ def _propose(
     onto = bijection(q.support)
     loc, tril = (moment.double() for moment in loc_and_tril(getattr(q, "unconstrained", q)))
     tril = proposal.widen * tril
-    z = loc + (tril @ noise.movedim(0, -1)).movedim(-1, 0)
-    z = z if onto is None else onto(z)
-    z = torch.where((choice < proposal.prior_weight).unsqueeze(-1), prior_draws.double(), z)
-    # The model sees z rounded to its own dtype; the proposal's density is taken at exactly that z, in float64.
-    z = z.to(prior_draws.dtype)
-    free = z.double() if onto is None else onto.inv(z.double())
+    free = loc + (tril @ noise.movedim(0, -1)).movedim(-1, 0)
+    from_prior = (choice < proposal.prior_weight).unsqueeze(-1)
+    # The model sees z rounded to its own dtype; the proposal's density is taken at exactly that z, in float64. Not so
+    # of a bounded z: near its bounds what is rounded by an ulp lies elsewhere in R^D altogether.
+    if onto is None:
+        z = torch.where(from_prior, prior_draws.double(), free).to(prior_draws.dtype)
+        free = z.double()
+    else:
+        free = torch.where(from_prior, onto.inv(prior_draws.double()), free)
+        z = torch.where(from_prior, prior_draws, onto(free).to(prior_draws.dtype))
     whitened = torch.linalg.solve_triangular(tril, (free - loc).movedim(0, -1), upper=False)  # (B, D, S)
     log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_r = (-0.5 * whitened.square().sum(-2)).T - log_det - 0.5 * z.shape[-1] * math.log(2 * math.pi)
     if onto is not None:
-        log_r = log_r - onto.log_abs_det_jacobian(free, z.double())
+        log_r = log_r - onto.log_abs_det_jacobian(free, onto(free))
     return z, math.log1p(-proposal.prior_weight) + log_r
 
 
