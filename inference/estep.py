@@ -353,7 +353,7 @@ def _judge(
         noise = scoring_noise(
             x,
             index[doubt],
-            objective.family.num_noise,
+            objective.family,
             num_draws,
             seed=seed,
             stage=f"{stage}/judge/{look}",
@@ -390,9 +390,7 @@ def _spread(
     wrong by half the variance of a half, and its halves differ by twice that variance.
     """
     num_draws = 2 * round(LOOKS[0] * search.num_judge_draws / 2)
-    noise = scoring_noise(
-        x, index, objective.family.num_noise, num_draws, seed=seed, stage=f"{stage}/spread", step=step
-    )
+    noise = scoring_noise(x, index, objective.family, num_draws, seed=seed, stage=f"{stage}/spread", step=step)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in noise:
         elbo = [objective.log_weights(x, rows, part).double().sum(0) for rows in average]

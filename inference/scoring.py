@@ -98,14 +98,19 @@ def guide_rows(
         ValueError: the family does not contain the guide's distribution.
     """
     own = getattr(guide, "family", None)
-    same = own is family or (isinstance(own, Family) and repr(own) == repr(family) and own.num_shared == 0)
+    # Weights that were frozen are buffers: no weights at all means that nothing is remembered of them either.
+    same = own is family or (isinstance(own, Family) and repr(own) == repr(family) and not own.has_weights)
     if same and hasattr(guide, "params"):
         return guide.params(x)
     _, q = guide_distribution(guide, x, site=site)
     rows = family.params_from(q)
-    with seeded(derive_seed(seed, "contained")):
-        z = q.sample((4,))
-    theirs, ours = q.log_prob(z), family(rows).log_prob(z)
+    if family.has_log_prob:
+        with seeded(derive_seed(seed, "contained")):
+            z = q.sample((4,))
+        theirs, ours = q.log_prob(z), family(rows).log_prob(z)
+    else:
+        noise = normal_noise(seed, "contained", torch.arange(len(x)), (4, family.num_noise), like=like(x))
+        (z, theirs), (_, ours) = from_noise(q, noise), from_noise(family(rows), noise)
     tolerance = 1e-6 if z.dtype == torch.float64 else 1e-2
     if not torch.allclose(theirs, ours, rtol=tolerance, atol=tolerance):
         worst = float((theirs - ours).abs().max())
@@ -128,7 +133,7 @@ def score(
     stage: str = "score",
 ) -> Float[Tensor, "S B"]:
     """Log weights at these rows on `num_draws` draws in antithetic pairs."""
-    noise = scoring_noise(x, index, objective.family.num_noise, num_draws, seed=seed, stage=stage)
+    noise = scoring_noise(x, index, objective.family, num_draws, seed=seed, stage=stage)
     with pyro.validation_enabled(is_validate=False):
         return torch.cat([objective.log_weights(x, rows, part) for part in noise])
 
@@ -147,23 +152,38 @@ def score_distribution(
     """Log weights of draws of `q` on the noise that `score` uses, so that they pair with those of any row."""
     parts = []
     with pyro.validation_enabled(is_validate=False):
-        for noise in scoring_noise(x, index, noise_size(q), num_draws, seed=seed, stage="score"):
+        for noise in scoring_noise(x, index, q, num_draws, seed=seed, stage="score"):
             z, log_q = from_noise(q, noise)
             parts.append(densities(model, x, z, site=site).log_joint - log_q)
     return torch.cat(parts)
 
 
 def scoring_noise(
-    x: Tensor, index: Tensor, num_noise: int, num_draws: int, *, seed: int, stage: str, step: int = 0
+    x: Tensor,
+    index: Tensor,
+    drawn: Family | Distribution,
+    num_draws: int,
+    *,
+    seed: int,
+    stage: str,
+    step: int = 0,
 ) -> Iterator[Float[Tensor, "S B R"]]:
     """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
 
-    The parts' size is fixed, so that the numbers do not depend on the chunk.
+    The parts' size is fixed, so that the numbers do not depend on the chunk. What needs more numbers than D gets the
+    rest from elsewhere: its first D are those of every other family.
     """
+    if isinstance(drawn, Family):
+        size, extra = drawn.num_latents, drawn.num_noise - drawn.num_latents
+    else:
+        size, extra = drawn.event_shape[0], noise_size(drawn) - drawn.event_shape[0]
     part = 16  # pairs
     for first in range(0, num_draws // 2, part):
-        size = min(part, num_draws // 2 - first)
-        noise = normal_noise(seed, f"{stage}/{first}", index, (size, num_noise), step=step, like=like(x))
+        pairs = min(part, num_draws // 2 - first)
+        noise = normal_noise(seed, f"{stage}/{first}", index, (pairs, size), step=step, like=like(x))
+        if extra:
+            more = normal_noise(seed, f"{stage}/{first}/extra", index, (pairs, extra), step=step, like=like(x))
+            noise = torch.cat([noise, more], dim=-1)
         yield torch.stack([noise, -noise], dim=1).flatten(0, 1)
 
 

@@ -5,11 +5,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearOracle
+from torch import nn
 
-from inference import Local, MeanField, refine
+from inference import Amortized, CouplingFlow, Local, LowRank, MeanField, MixtureOfGaussians, PlanarFlow, refine
+from inference.families import from_noise
 from inference.objectives import LocalELBO
 from inference.scoring import (
     guide_of,
+    guide_rows,
     pair_means,
     read_chunks,
     require_draws,
@@ -21,19 +24,20 @@ from inference.scoring import (
     scoring_noise,
 )
 from pyro_vae.linear import LinearGaussian
+from pyro_vae.priors import VampPrior
 
 
 def test_noise_comes_in_mirrored_pairs_of_its_own_for_every_datapoint():
     x, index = torch.zeros(70, 3), torch.arange(70)
-    noise = torch.cat(list(scoring_noise(x, index, 4, 100, seed=0, stage="score")))
+    noise = torch.cat(list(scoring_noise(x, index, MeanField(4), 100, seed=0, stage="score")))
     assert noise.shape == (100, 70, 4)
     assert torch.equal(noise[::2], -noise[1::2])
     assert len(noise[::2].flatten().unique()) == noise[::2].numel()
     assert noise[::2].mean().abs() < 0.05 and noise[::2].std().sub(1).abs() < 0.05
-    other = torch.cat(list(scoring_noise(x, index, 4, 100, seed=0, stage="select")))
+    other = torch.cat(list(scoring_noise(x, index, MeanField(4), 100, seed=0, stage="select")))
     assert not (noise == other).any()
     # Fewer draws are the first of more.
-    fewer = torch.cat(list(scoring_noise(x, index[:10], 4, 32, seed=0, stage="score")))
+    fewer = torch.cat(list(scoring_noise(x, index[:10], MeanField(4), 32, seed=0, stage="score")))
     assert torch.equal(fewer, noise[:32, :10])
 
 
@@ -82,6 +86,54 @@ def test_the_guide_of_a_chunk():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("family", [LowRank(4, rank=2), MixtureOfGaussians(4)], ids=repr)
+def test_a_family_that_needs_more_noise_shares_what_the_others_have(family):
+    x, index = torch.zeros(9, 3), torch.arange(9)
+    plain = torch.cat(list(scoring_noise(x, index, MeanField(4), 40, seed=0, stage="score")))
+    more = torch.cat(list(scoring_noise(x, index, family, 40, seed=0, stage="score")))
+    assert more.shape[-1] == family.num_noise > 4
+    assert torch.equal(more[..., :4], plain) and torch.equal(more[::2], -more[1::2])
+    assert len(more[::2].flatten().unique()) == more[::2].numel()
+    q = family(torch.randn(9, family.num_params))
+    same = torch.cat(list(scoring_noise(x, index, q, 40, seed=0, stage="score")))
+    assert torch.equal(same, more)
+
+
+def hand_written(family, rows):
+    """A guide that says nothing of its family."""
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", family(rows))
+
+    return guide
+
+
+def test_rows_are_read_off_a_flow_without_a_density():
+    """Only what a flow draws can be compared: the same rows, and others, which are refused."""
+    family, x = PlanarFlow(3), torch.zeros(5, 2)
+    rows = 0.5 * torch.randn(5, family.num_params)
+    read = guide_rows(hand_written(family, rows), family, x, site="z", seed=0)
+    noise = torch.randn(20, 5, family.num_noise)
+    for ours, theirs in zip(from_noise(family(read), noise), from_noise(family(rows), noise), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(ValueError, match="does not contain the guide's distribution"):
+        guide_rows(hand_written(PlanarFlow(3, num_layers=1), torch.randn(5, 13)), family, x, site="z", seed=0)
+
+
+def test_rows_of_a_flow_with_other_weights_are_not_taken():
+    """Nor where those weights are frozen, and no parameters any more."""
+    guide = Amortized(CouplingFlow(2), nn.Linear(5, CouplingFlow(2).num_params))
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.add_(torch.randn_like(weight))
+    prior = VampPrior(guide, num_components=3)
+    prior.keep_own_guide()
+    assert prior.guide.family.num_shared == 0 and prior.guide.family.is_fitted
+    with pytest.raises(ValueError, match="does not contain the guide's distribution"):
+        guide_rows(prior.guide, CouplingFlow(2), torch.randn(4, 5), site="z", seed=0)
 
 
 def normal_model(x):

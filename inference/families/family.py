@@ -58,7 +58,12 @@ class Family(nn.Module):
     def is_fitted(self) -> bool:
         """Whether shared weights, where there are any, are other than at construction."""
         initial = self._buffers.get("_initial_shared")
-        return initial is None or not torch.equal(self._shared(), initial)
+        return initial is None or not self.num_shared or not torch.equal(self._shared(), initial)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it owns weights: parameters, or, in a frozen copy, what was made of them."""
+        return self.num_shared > 0 or "_initial_shared" in self._buffers
 
     def remember_initial_weights(self) -> None:
         """Keep a copy of the shared weights, for `is_fitted` to compare with: the last line of a constructor.
