@@ -92,7 +92,8 @@ def to_datatree(
     * `observed_data` (obs_id, ...), and `constant_data` (obs_id) with the labels if given.
     * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
 
-    Counts and binary values are stored as int32, other values as float32. Predictive draws come from
+    Counts and binary values are stored as int32, other values as float32, as are counts of which some were not
+    observed (NaN). Predictive draws come from
     `pyro.poutine.uncondition(model)`. Model and guide run in eval mode without gradients, in chunks; their modes, the
     caller's parameter store and torch's random state are afterwards as they were (without a seed, one number is drawn).
     The draws of a datapoint depend on the seed and its index, not on how many datapoints follow.
@@ -161,6 +162,11 @@ def to_datatree(
         for chain in range(num_chains):
             for first in range(0, num_data, BLOCK):
                 _fill_block(groups, layout, model, guide, data, seed, chain, first, device)
+    for name, values in groups["observed_data"].items():
+        # No integer says that a count was not observed.
+        groups["observed_data"][name] = values.astype(
+            np.float32 if np.isnan(values).any() else layout.value_dtype(name)
+        )
 
     tree = {group: _dataset(group, arrays, layout, ids[:num_data]) for group, arrays in groups.items()}
     tree["posterior"].attrs["sampling"] = (
@@ -269,7 +275,8 @@ def _layout(model: Program, guide: Program, data: Data, site: str | None, device
 
 def _is_discrete(node: Mapping[str, Any]) -> bool:
     # Gray values scored by a Bernoulli without validation must not be rounded away.
-    return bool(node["fn"].support.is_discrete) and bool((node["value"] == node["value"].round()).all())
+    value = node["value"]
+    return bool(node["fn"].support.is_discrete) and bool(((value == value.round()) | value.isnan()).all())
 
 
 def _allocate(
@@ -288,7 +295,7 @@ def _allocate(
         "posterior_predictive": values(few),
         "prior": {layout.site: np.empty(few + (layout.num_latents,), layout.latent_dtype)},
         "prior_predictive": values(few),
-        "observed_data": values((num_data,)),
+        "observed_data": {name: np.empty((num_data, *shape)) for name, shape in layout.observed.items()},
     }
 
 

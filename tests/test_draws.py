@@ -15,6 +15,7 @@ from inference.draws import save_datatree, to_datatree
 from inference.families import MeanField
 from inference.guides import Amortized, Local
 from inference.results import Gaps
+from pyro_vae.likelihoods import Binomial
 
 W = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.2, 0.2]], dtype=torch.float64)
 B = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
@@ -447,3 +448,22 @@ def test_bad_input_is_named_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         to_datatree(model, guide, data, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_count_that_was_not_observed_stays_so():
+    """However late it comes: no integer stands for it."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            rate = z.exp().repeat_interleave(2, -1)[..., :3]
+            pyro.sample("x", Binomial(4, mask=True)(rate), obs=x)
+
+    x = torch.randint(0, 5, (8, 3)).double()
+    whole = to_datatree(model, linear_guide, x, num_draws=4, seed=0)
+    assert whole["observed_data"]["x"].dtype == np.int32
+    x[5, 1] = math.nan
+    tree = to_datatree(model, Local(MeanField(2), torch.zeros(8, 4)), x, num_draws=4, seed=0)
+    np.testing.assert_array_equal(tree["observed_data"]["x"], x.numpy())
+    assert tree["posterior_predictive"]["x"].dtype == np.int32
+    assert np.isfinite(tree["log_likelihood"]["x"]).all()
