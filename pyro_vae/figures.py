@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
-from torch.distributions import Normal
 
 from inference import Amortized, Fit, Gaps, Local
 from inference.isolation import eval_mode
+from inference.noise import seeded
 from pyro_vae import plots
 from pyro_vae.data import Split
-from pyro_vae.vae import VAE
+from pyro_vae.vae import VAE, posterior_mean
 
 __all__ = ["draw_fit", "draw_gaps", "save"]
 
@@ -45,7 +45,7 @@ def draw_fit(
     """
     x = shown.tensor()
     with torch.no_grad(), eval_mode(vae.model, guide):
-        z = guide.distribution(x).mean
+        z = posterior_mean(guide.distribution(x))
         mean = vae.decode(z).mean
         samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
     save(plots.plot_elbo(fits), folder / "elbo.png")
@@ -72,13 +72,12 @@ def draw_gaps(folder: Path, gaps: Mapping[str, Gaps]) -> None:
 
 @torch.no_grad()
 def _manifold(vae: VAE) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n P"]]:
-    """Mean of x at the quantiles of a standard normal in both latent dimensions."""
-    grid = Normal(0.0, 1.0).icdf(torch.linspace(0.02, 0.98, MANIFOLD_SIZE))
-    like = next(vae.parameters())
-    with eval_mode(vae.model):
-        return grid, vae.decode(torch.cartesian_prod(grid, grid).to(like)).mean.unflatten(
-            0, (MANIFOLD_SIZE, MANIFOLD_SIZE)
-        )
+    """Mean of x on a grid: the quantiles of the prior, of both latent dimensions together."""
+    with eval_mode(vae.model), seeded(0):
+        draws = vae.prior().sample((2**16,)).flatten()
+        grid = draws.quantile(torch.linspace(0.02, 0.98, MANIFOLD_SIZE).to(draws))
+        x = vae.decode(torch.cartesian_prod(grid, grid)).mean
+    return grid.cpu(), x.unflatten(0, (MANIFOLD_SIZE, MANIFOLD_SIZE))
 
 
 def save(ax: Axes, path: Path) -> None:

@@ -98,9 +98,9 @@ class Run:
     @property
     def local_guide(self) -> Local | None:
         """The guide of the training data that variational EM ended with, or None."""
-        if self.fit.params is None or self.vae.family is None:
+        if self.fit.params is None or self.vae.local_family is None:
             return None
-        return Local(self.vae.family, self.fit.params)
+        return Local(self.vae.local_family, self.fit.params)
 
     def new_guide(self) -> Amortized | None:
         """An encoder of the run's own design with fresh weights, as a guide of a model fitted without one."""
@@ -210,9 +210,13 @@ def open_run(folder: str | Path) -> Run:
     content = load_checkpoint(folder / CHECKPOINT)
     with torch.random.fork_rng():
         modules = parts.build(sizes)
-    if not content["has_guide"]:
+        # Variational EM keeps the family of its rows beside that of a guide fitted afterwards.
+        later = VAE(**parts.build(sizes)).guide if config.get("engine") == "em" and content["has_guide"] else None
+    if not content["has_guide"] or later is not None:
         modules["encoder"] = None
     vae = VAE(**modules)
+    if later is not None:
+        vae.guide = later
     try:
         vae.load_state_dict(content["vae"])
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from inference.families import Family
+from inference.families import Family, loc_and_tril
 from inference.guides import Amortized, unique_name
 from inference.isolation import eval_mode
 from inference.noise import resolve_seed, seeded
@@ -22,9 +22,9 @@ from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import check_size
 from pyro_vae.priors import as_prior
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "posterior_mean"]
 
-# Draws that stand in for the mean of a q(z | x) whose mean has no closed form.
+# Draws that stand in for the mean of a q(z | x) of which neither the mean nor a way to draw it from noise is known.
 _NUM_DRAWS = 256
 
 
@@ -106,6 +106,11 @@ class VAE(nn.Module):
     def family(self) -> Family | None:
         """The variational family, or None."""
         return self._family if self.guide is None else self.guide.family
+
+    @property
+    def local_family(self) -> Family | None:
+        """The variational family given without an encoder, whose members rows of variational EM are; or None."""
+        return self._family
 
     @property
     def encoder(self) -> nn.Module | None:
@@ -199,7 +204,7 @@ class VAE(nn.Module):
     def reconstruct(self, x: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         """The mean of x given the posterior mean of z: E[x | z = E_q[z | x]].
 
-        Without gradients, in `eval()` mode. Where q has no mean in closed form, the mean of 256 draws with a fixed seed
+        Without gradients, in `eval()` mode. Where q has no mean in closed form, the mean of draws with a fixed seed
         takes its place.
 
         Args:
@@ -212,7 +217,7 @@ class VAE(nn.Module):
             ValueError: the VAE has no encoder.
         """
         with eval_mode(self), torch.no_grad():
-            return self.decode(_mean(self.encode(x))).mean
+            return self.decode(posterior_mean(self.encode(x))).mean
 
     def generate(self, num_draws: int, *, seed: int | None = None) -> Float[Tensor, "n P"]:
         """Draws of x from the prior predictive distribution: z from the prior, then x given z.
@@ -332,9 +337,14 @@ def _one_line(part: nn.Module | None) -> str:
     return text
 
 
-def _mean(q: Distribution) -> Tensor:
+def posterior_mean(q: Distribution) -> Float[Tensor, "*B D"]:
+    """The mean of q(z | x); where it has no closed form, that of draws made from one fixed noise.
+
+    Args:
+        q: batch shape `*B`, event shape (D,).
+    """
     try:
-        return q.mean
+        return loc_and_tril(q)[0]
     except NotImplementedError:
         with seeded(0):
             return q.sample(torch.Size((_NUM_DRAWS,))).mean(0)

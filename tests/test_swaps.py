@@ -343,3 +343,17 @@ def test_missing_values_go_through_every_engine():
             encoder=nn.Linear(5, 4),
         )
         fit_svi(plain.model, plain.guide, x, training=Training(epochs=1), seed=0)
+
+
+def test_a_mean_does_not_depend_on_its_company():
+    """Of a flow, whose mean has no closed form."""
+    family = CouplingFlow(2)
+    vae = VAE(
+        prior=StandardNormal(2),
+        likelihood=Gaussian(),
+        decoder=nn.Linear(2, 5),
+        family=family,
+        encoder=nn.Linear(5, family.num_params),
+    )
+    x = torch.randn(6, 5)
+    torch.testing.assert_close(vae.reconstruct(x)[:1], vae.reconstruct(x[:1]))

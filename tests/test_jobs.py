@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from inference import Training, elbo
+from pyro_vae.data import load
+from pyro_vae.jobs import fit_guide, fit_run, measure_run, start_at_data
+from pyro_vae.parts import Parts, options
+from pyro_vae.priors import StandardNormal, VampPrior
+from pyro_vae.run import open_run
+
+BRIEF = Training(epochs=1, batch_size=400, local_steps=1)
+NETWORKS = {kind: options(kind, "mlp", hidden=(8,)) for kind in ("decoder", "encoder")}
+
+
+def run(folder, engine="svi", num_latents=2, **parts):
+    chosen = {"likelihood": options("likelihood", "binomial"), **NETWORKS, **parts}
+    return fit_run(
+        folder,
+        data={"name_or_path": "digits"},
+        parts=Parts(**chosen),
+        num_latents=num_latents,
+        engine=engine,
+        training=BRIEF,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "parts"),
+    [
+        pytest.param("svi", {"prior": options("prior", "uniform")}, id="a box"),
+        pytest.param("svi", {"family": options("family", "planar-flow")}, id="a flow without a density"),
+        pytest.param("em", {"family": options("family", "coupling-flow", num_layers=2)}, id="a flow in EM"),
+        pytest.param("svi", {"prior": options("prior", "horseshoe")}, id="more latents than the decoder reads"),
+    ],
+)
+def test_whatever_the_parts_a_run_is_complete(tmp_path, engine, parts):
+    """Fitted, drawn, opened again and used: where a mean has no closed form, too."""
+    torch.set_default_dtype(torch.float32)
+    run(tmp_path, engine, **parts)
+    opened = open_run(tmp_path)
+    assert {"elbo.png", "reconstructions.png", "samples.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
+    assert opened.results["posterior"]["z"].shape[-1] == opened.vae.num_latents
+    assert opened.vae.generate(3, seed=0).shape == (3, 64)
+
+
+def test_the_rows_of_em_keep_their_family_when_a_guide_is_fitted(tmp_path):
+    """Its shared weights are other than those of the guide's."""
+    torch.set_default_dtype(torch.float32)
+    fitted = run(tmp_path, "em", family=options("family", "coupling-flow", num_layers=2))
+    x = fitted.dataset.train.head(64)
+
+    def score(run):
+        guide = run.local_guide.rows(torch.arange(64))
+        return elbo(run.vae.model, guide, x, num_draws=50, seed=0).value
+
+    before = score(fitted)
+    guide, _ = fit_guide(fitted, training=BRIEF, seed=0)
+    assert torch.equal(score(fitted), before)
+    again = open_run(tmp_path)
+    assert torch.equal(score(again), before)
+    for ours, theirs in zip(again.vae.guide.parameters(), guide.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_vamp_prior_starts_at_training_data(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    train = load("digits", binarize="fixed").train
+    fitted = run(tmp_path, prior=options("prior", "vamp-prior", num_components=5))
+    assert isinstance(fitted.vae.prior, VampPrior)
+    gaps = measure_run(fitted, num_data=4, seed=0)
+    assert gaps.log_evidence.isfinite().all()
+    prior = VampPrior(fitted.vae.guide, num_components=5, max_value=1.0)
+    start_at_data(prior, train, seed=0)
+    nearest = torch.cdist(prior.pseudo_inputs.detach(), train.tensor()).amin(1)
+    assert nearest.max() < 0.01 * 64**0.5 + 1e-4
+    normal = StandardNormal(2)
+    start_at_data(normal, train, seed=0)  # Has nothing to start.
