@@ -4,6 +4,7 @@
 PYTHON ?= python3
 MIN_FREE_GB ?= 8
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,7 +56,7 @@ help:
 	@echo 'make format    let ruff format the code'
 	@echo 'make setup     only make the environment, which the others do too (5.5 GB, 2 minutes)'
 	@echo 'make clean     remove the environment and all caches'
-	@echo 'PYTHON=python3.12 chooses the interpreter; PYTEST_ARGS="-k data" is handed to pytest'
+	@echo 'PYTHON=python3.12 chooses the interpreter; PYTEST_ARGS="-k data" is handed to pytest; JOBS=4 tests in four processes'
 
 $(STAMP): pyproject.toml $(REBUILD)
 	@command -v '$(PYTHON)' >/dev/null || { echo 'pyro-vae needs Python 3.11 or newer, but there is no $(PYTHON): install one, or try `make PYTHON=/path/to/python3`.' >&2; exit 1; }
@@ -75,10 +76,10 @@ demo: $(STAMP)
 	@$(BIN)/pyro-vae demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

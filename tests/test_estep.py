@@ -84,7 +84,7 @@ def test_the_judge_is_unbiased_and_less_noisy_than_plain_differences(oracle, fam
     exact = dist.MultivariateNormal(torch.tensor(oracle.posterior_mean(x)), torch.tensor(oracle.covariance))
     old = family.params_from(exact) + 0.1 * torch.randn(32, family.num_params)
     new = old + 0.1 * torch.randn(32, family.num_params)
-    noise = list(scoring_noise(x, index, 5, 2000, seed=0, stage="test"))
+    noise = list(scoring_noise(x, index, family, 2000, seed=0, stage="test"))
     gain, se = mean_and_se(pair_means(_gains(objective, x, old, new, iter(noise))))
     plain = [objective.log_weights(x, new, part) - objective.log_weights(x, old, part) for part in noise]
     _, plain_se = mean_and_se(pair_means(torch.cat(plain)))
