@@ -123,6 +123,16 @@ def test_parquet_with_types_of_its_own(monkeypatch, tmp_path):
     assert (counts.num_levels, counts.train.divisor) == (229, 1.0), "8-bit integers of a table are no gray levels"
 
 
+def test_a_real_parquet_file(tmp_path):
+    pytest.importorskip("pyarrow")
+    FRAME.to_parquet(tmp_path / "data.parquet")
+    FRAME.to_csv(tmp_path / "data.csv", index=False)
+    ours, theirs = (load(tmp_path / f"data.{kind}", label="species") for kind in ("parquet", "csv"))
+    assert ours.columns == theirs.columns
+    torch.testing.assert_close(ours.train.tensor(), theirs.train.tensor())
+    assert torch.equal(ours.train.labels, theirs.train.labels)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path):
     def read_parquet(path):
         raise ImportError("Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.\nA suitable version")
