@@ -49,13 +49,17 @@ def draw_fit(
         mean = vae.decode(z).mean
         samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
     save(plots.plot_elbo(fits), folder / "elbo.png")
-    save(plots.plot_reconstructions(x[:NUM_SHOWN], mean[:NUM_SHOWN], image_shape), folder / "reconstructions.png")
-    drawn = plots.plot_samples(samples, image_shape)
+    # Mostly blank, as drawings are; a photograph has few of its darkest pixels.
+    seen = x[~x.isnan()]
+    ink = bool((seen - seen.min() < 0.02 * (seen.max() - seen.min())).double().mean() > 0.2)
+    pair = (x[:NUM_SHOWN], mean[:NUM_SHOWN])
+    save(plots.plot_reconstructions(*pair, image_shape, ink=ink), folder / "reconstructions.png")
+    drawn = plots.plot_samples(samples, image_shape, ink=ink)
     drawn.set_title("means of x at draws of z from the prior", loc="left")
     save(drawn, folder / "samples.png")
     if z.shape[1] == 2:
         grid, images = _manifold(vae)
-        save(plots.plot_manifold(images, image_shape, grid=grid), folder / "manifold.png")
+        save(plots.plot_manifold(images, image_shape, grid=grid, ink=ink), folder / "manifold.png")
         save(plots.plot_latent(z, shown.labels), folder / "latent.png")
 
 

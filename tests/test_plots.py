@@ -219,11 +219,23 @@ class TestImages:
         assert ax.get_xlabel() == "0 (white) to 29 (black)"
 
     def test_one_channel_is_gray_and_three_are_colour(self):
-        gray = plot_samples(self.x, (1, 2, 3))
+        gray = plot_samples(self.x, (2, 3, 1))
         assert shown_image(gray).ndim == 2
         colour = np.linspace(0, 1, 12).reshape(1, 12)
-        image = shown_image(plot_samples(colour, (3, 2, 2)))
-        np.testing.assert_allclose(image[:2, :2], colour.reshape(3, 2, 2).transpose(1, 2, 0))
+        image = shown_image(plot_samples(colour, (2, 2, 3)))
+        np.testing.assert_allclose(image[:2, :2], colour.reshape(2, 2, 3))
+
+    def test_light_and_ink(self):
+        """The largest value is black on paper, and white on a screen; a value that was not observed is neither."""
+        ink, light = plot_samples(self.x, (2, 3)), plot_samples(self.x, (2, 3), ink=False)
+        for ax, shade, note in ((ink, 0.0, "0 (white) to 29 (black)"), (light, 1.0, "0 (black) to 29 (white)")):
+            image = ax.get_images()[0]
+            np.testing.assert_allclose(image.cmap(image.norm(29.0))[:3], shade)
+            assert ax.get_xlabel() == note
+        gappy = self.x.astype(float)
+        gappy[0, 0] = np.nan
+        ax = plot_reconstructions(gappy, self.x, (2, 3))
+        assert ax.get_images()[0].get_clim() == (1, 29)
 
     def test_samples_fill_a_square(self):
         image = shown_image(plot_samples(self.x, (2, 3)))

@@ -24,6 +24,7 @@ def plot_reconstructions(
     image_shape: Sequence[int] | None = None,
     *,
     num_columns: int = 10,
+    ink: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Originals above their reconstructions, on one gray scale.
@@ -31,9 +32,10 @@ def plot_reconstructions(
     Args:
         x: (N, P) originals.
         mean: (N, P) the mean of x under q and the decoder.
-        image_shape: (height, width) or (channels, height, width) with 1 or 3 channels; None draws each datapoint as
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
             dots and its reconstruction as a line.
         num_columns: images a row.
+        ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
 
     Returns:
@@ -48,7 +50,7 @@ def plot_reconstructions(
             f"mean: expected the shape of x, {x.shape}; got {mean.shape}. Pass one reconstruction a datapoint."
         )
     require_positive("num_columns", num_columns)
-    limits = (float(x.min()), float(x.max()))
+    limits = (float(np.nanmin(x)), float(np.nanmax(x)))
     if image_shape is None:
         with drawing(ax, (6.0, min(8.0, 0.8 + 0.5 * len(x)))) as ax:
             _ridges(ax, x, mean)
@@ -62,21 +64,27 @@ def plot_reconstructions(
     mosaic = np.concatenate(strips)[: -3 * _gap(originals)]
     starts = np.cumsum([0, *(len(strip) for strip in strips[:-1])])
     with drawing(ax, _mosaic_size(mosaic)) as ax:
-        _show(ax, mosaic, limits)
+        _show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(starts + (originals.shape[1] - 1) / 2, ["original", "reconstruction"] * (len(strips) // 2))
-        ax.set_xlabel(_scale_note(limits, originals))
+        ax.set_xlabel(_scale_note(limits, originals, ink=ink))
     return ax
 
 
 def plot_samples(
-    x: Array, image_shape: Sequence[int] | None = None, *, num_columns: int | None = None, ax: Axes | None = None
+    x: Array,
+    image_shape: Sequence[int] | None = None,
+    *,
+    num_columns: int | None = None,
+    ink: bool = True,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draws of x from the prior, as a square of images.
 
     Args:
         x: (N, P) draws, or their means.
-        image_shape: (height, width) or (channels, height, width) with 1 or 3 channels; None draws each as a line.
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each as a line.
         num_columns: images a row; default: a square.
+        ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
 
     Returns:
@@ -102,10 +110,10 @@ def plot_samples(
     columns = num_columns or int(np.ceil(np.sqrt(len(x))))
     mosaic = np.concatenate([_tile(images[first : first + columns], columns) for first in range(0, len(x), columns)])
     mosaic = mosaic[: -_gap(images)]
-    limits = (float(x.min()), float(x.max()))
+    limits = (float(np.nanmin(x)), float(np.nanmax(x)))
     with drawing(ax, _mosaic_size(mosaic)) as ax:
-        _show(ax, mosaic, limits)
-        ax.set_xlabel(_scale_note(limits, images))
+        _show(ax, mosaic, limits, ink=ink)
+        ax.set_xlabel(_scale_note(limits, images, ink=ink))
     return ax
 
 
@@ -114,14 +122,16 @@ def plot_manifold(
     image_shape: Sequence[int] | None = None,
     *,
     grid: Array | Sequence[float] | None = None,
+    ink: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """What a 2-D latent space decodes to: one image a grid point, laid out like the plane it came from.
 
     Args:
         images: (n, n, P); `images[i, j]` is decoded at z = (grid[i], grid[j]): i runs to the right, j upwards.
-        image_shape: (height, width) or (channels, height, width) with 1 or 3 channels; None draws lines.
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines.
         grid: (n,) the latent values, for the ticks.
+        ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
 
     Returns:
@@ -152,7 +162,14 @@ def plot_manifold(
             # Rows of a picture run downwards, z2 upwards.
             rows = [np.concatenate(list(tiles[:, j]), axis=1) for j in reversed(range(n))]
             mosaic = np.concatenate(rows)
-            _show(ax, mosaic, limits, extent=(0.0, float(n), 0.0, float(n)), aspect=tiles.shape[2] / tiles.shape[3])
+            _show(
+                ax,
+                mosaic,
+                limits,
+                ink=ink,
+                extent=(0.0, float(n), 0.0, float(n)),
+                aspect=tiles.shape[2] / tiles.shape[3],
+            )
         if ticks is not None:
             shown = np.arange(0, n, -(-n // 8))
             labels = [minus(f"{ticks[i]:.2g}") for i in shown]
@@ -175,16 +192,14 @@ def _matrix(name: str, values: Array) -> np.ndarray:
 def _images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
     """(N, P) as (N, height, width) or (N, height, width, 3)."""
     shape = tuple(image_shape)
-    channels = shape[0] if len(shape) == 3 else 1
+    channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in (1, 3):
-        raise ValueError(f"image_shape: expected (height, width), or (1 or 3, height, width); got {shape}.")
+        raise ValueError(f"image_shape: expected (height, width), or (height, width, 1 or 3); got {shape}.")
     if int(np.prod(shape)) != x.shape[1]:
         raise ValueError(
             f"image_shape: expected {x.shape[1]} pixels, the length of a row of {name}; {shape} has {np.prod(shape)}."
         )
-    if channels == 3:
-        return x.reshape(-1, *shape).transpose(0, 2, 3, 1).astype(float)
-    return x.reshape(-1, *shape[-2:]).astype(float)
+    return x.reshape(-1, *(shape if channels == 3 else shape[:2])).astype(float)
 
 
 def _gap(images: np.ndarray) -> int:
@@ -208,13 +223,13 @@ def _mosaic_size(mosaic: np.ndarray) -> tuple[float, float]:
     return width * scale + 0.9, height * scale + 0.45
 
 
-def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], **options: Any) -> None:
-    """A mosaic on its gray scale (ink on paper), or in colour, without ticks."""
+def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], *, ink: bool, **options: Any) -> None:
+    """A mosaic on its gray scale, or in colour, without ticks."""
     low, high = limits
     if mosaic.ndim == 3:
         mosaic = np.clip((mosaic - low) / ((high - low) or 1.0), 0.0, 1.0)
         mosaic = np.where(np.isnan(mosaic), GROUND, mosaic)
-    gray = plt.get_cmap("gray_r").with_extremes(bad=(GROUND,) * 3)
+    gray = plt.get_cmap("gray_r" if ink else "gray").with_extremes(bad=(GROUND,) * 3)
     ax.imshow(mosaic, cmap=gray, vmin=low, vmax=high, **options)
     ax.set(xticks=[], yticks=[])
     ax.tick_params(length=0)
@@ -223,15 +238,16 @@ def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], **options: 
         spine.set_visible(False)
 
 
-def _scale_note(limits: tuple[float, float], images: np.ndarray) -> str:
+def _scale_note(limits: tuple[float, float], images: np.ndarray, *, ink: bool) -> str:
     # A mean of 7e-8 on a scale up to 16 is a nought.
     low, high = (f"{limit if abs(limit) > 1e-3 * (limits[1] - limits[0]) else 0:.3g}" for limit in limits)
-    return minus(f"{low} (white) to {high} (black)" if images.ndim == 3 else f"each channel: {low} to {high}")
+    first, last = ("white", "black") if ink else ("black", "white")
+    return minus(f"{low} ({first}) to {high} ({last})" if images.ndim == 3 else f"each channel: {low} to {high}")
 
 
 def _ridges(ax: Axes, x: np.ndarray, mean: np.ndarray) -> None:
     """Datapoints below each other, each as dots with its reconstruction as a line."""
-    spacing = 1.15 * float(max(np.ptp(x), np.ptp(mean))) or 1.0
+    spacing = 1.15 * float(max(np.nanmax(x) - np.nanmin(x), np.ptp(mean))) or 1.0
     value = np.arange(x.shape[1])
     marker = float(np.clip(200 / len(value), 1.0, 4.0))
     for index, (row, fitted) in enumerate(zip(x, mean, strict=True)):
