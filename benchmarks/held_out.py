@@ -90,7 +90,7 @@ CASES = {
         },
         base={"encoder": options("encoder", "conv-encoder"), "decoder": options("decoder", "conv-decoder")},
         num_latents=48,
-        training=Training(epochs=8, batch_size=64),
+        training=Training(epochs=30, batch_size=64),
         num_data=100,
         num_draws=500,
         proposal=None,

@@ -243,6 +243,14 @@ def test_declares_what_it_is(name):
 
 
 @names
+@pytest.mark.parametrize("mask", [False, True])
+def test_its_distribution_knows_where_its_draws_lie(name, mask):
+    p = make(name, mask=mask)(outputs(make(name), 4))
+    assert p.support.check(p.sample((50,))).all()
+    assert p.support.is_discrete == (make(name).base_measure == "counting" and make(name).support.is_discrete)
+
+
+@names
 def test_only_learned_scales_have_a_floor(name):
     likelihood = make(name)
     far_below = torch.full((5, 3 * likelihood.num_params), -100.0)

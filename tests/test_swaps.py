@@ -24,6 +24,7 @@ from inference import (
     measure_gaps,
     quadrature,
     refine,
+    to_datatree,
 )
 from inference.families import Constrained, CouplingFlow, HouseholderFlow, LowRank
 from pyro_vae import VAE, Linear, LinearGaussian
@@ -113,6 +114,8 @@ def test_every_likelihood_with_every_network(likelihood, network):
     rows = refine(vae.model, vae.family, x[:2], init=vae.guide, search=BRIEF, num_draws=4, seed=0)
     assert rows.elbo.isfinite().all()
     assert vae.reconstruct(x).shape == x.shape
+    drawn = to_datatree(vae.model, vae.guide, x, num_draws=2, num_chains=1, seed=0)
+    np.testing.assert_allclose(drawn["observed_data"]["x"], x.numpy(), rtol=1e-6)
 
 
 class TestLinearGaussian:

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_vae.likelihoods.levels import _OnLevels, known_levels, level_of
+from pyro_vae.likelihoods.levels import Levels, _OnLevels, known_levels, level_of
 from pyro_vae.likelihoods.shapes import NO_SHAPE, Shape
 
 __all__ = ["Categorical"]
@@ -72,6 +72,10 @@ class _CategoricalLevels(TorchDistribution):
     def __init__(self, logits: Tensor, step: float) -> None:
         self.levels, self.step = dist.Categorical(logits=logits, validate_args=False), step
         super().__init__(logits.shape[:-1], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return Levels(self.levels.logits.shape[-1], self.step)
 
     @property
     def mean(self) -> Tensor:

@@ -10,11 +10,11 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, softplus
 
 from pyro_vae.likelihoods.elementwise import Elementwise
-from pyro_vae.likelihoods.levels import _OnLevels, known_levels, level_of
+from pyro_vae.likelihoods.levels import Levels, _OnLevels, known_levels, level_of
 from pyro_vae.likelihoods.scales import check_scale, near_floor
 from pyro_vae.networks import check_size
 
@@ -262,6 +262,10 @@ class _Bins(Elementwise):
 
     A subclass writes the functions of the standard density: nothing else differs.
     """
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return Levels(self.settings["num_levels"], self.settings["step"])
 
     @property
     def mean(self) -> Tensor:

@@ -12,7 +12,7 @@ from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.scales import check_scale
 from pyro_vae.networks import check_size
 
-__all__ = ["known_levels", "level_of"]
+__all__ = ["Levels", "known_levels", "level_of"]
 
 
 class _OnLevels(Likelihood):
@@ -31,7 +31,7 @@ class _OnLevels(Likelihood):
         if num_levels == 1:
             raise ValueError(f"{name}: num_levels: expected at least 2 levels; got 1. Drop values that never vary.")
         self.level_step = check_scale(name, "level_step", level_step)
-        self.support = _Levels(self.num_levels, self.level_step)
+        self.support = Levels(self.num_levels, self.level_step)
         self.expected = f"levels 0, {self.level_step:g}, ..., {(self.num_levels - 1) * self.level_step:g}"
 
     def settings(self) -> list[str]:
@@ -39,13 +39,18 @@ class _OnLevels(Likelihood):
         return [str(self.num_levels), f"{self.level_step:.6g}"]
 
 
-class _Levels(constraints.Constraint):
-    """The levels, to within rounding."""
+class Levels(constraints.Constraint):
+    """The levels 0, step, ..., (L - 1) step, to within rounding.
 
-    is_discrete = True
+    Args:
+        num_levels: L.
+        step: distance between levels.
+    """
 
     def __init__(self, num_levels: int, step: float) -> None:
         self.num_levels, self.step = num_levels, step
+        # "Discrete" is what can be kept in integers; gray values from 0 to 1 cannot.
+        self.is_discrete = float(step).is_integer()
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
