@@ -17,13 +17,13 @@ from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
-from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
+from inference.isolation import ask_parts, eval_mode, modules_of, private_store, trainable
 from inference.noise import antithetic, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
 from inference.results import Fit
 from inference.rows import RowAdam
 from inference.scoring import like, require_contract, require_readable
-from inference.training import Training, blame_site, optimise
+from inference.training import Training, blame_site, device_for, optimise
 
 __all__ = ["fit_em"]
 
@@ -137,7 +137,7 @@ def fit_em(
     guide = init if callable(init) else None
     # The guide is not trained here: a model that shares its weights must not move them.
     ask_parts("check_cold_start" if guide is None else "keep_own_guide", model)
-    device = torch.device(training.device) if training.device else device_of(model, guide)
+    device = device_for(training, model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):
         objective = LocalELBO(model, family, site)

@@ -18,12 +18,12 @@ from inference.batches import Data, chunks, fetch, require_data
 from inference.densities import log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
-from inference.isolation import ask_parts, device_of, eval_mode, modules_of, private_store, trainable
+from inference.isolation import ask_parts, eval_mode, modules_of, private_store, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import AmortizedELBO
 from inference.results import Fit
 from inference.scoring import require_readable
-from inference.training import Training, blame_site, optimise
+from inference.training import Training, blame_site, device_for, optimise
 
 __all__ = ["fit_svi"]
 
@@ -98,7 +98,7 @@ def fit_svi(
     loss = Trace_ELBO() if loss is None else loss
     if not isinstance(loss, ELBO):
         raise TypeError(f"loss: expected a Pyro ELBO object, for example Trace_ELBO(); got {type(loss).__name__}.")
-    device = torch.device(training.device) if training.device else device_of(model, guide)
+    device = device_for(training, model, guide)
 
     if train == "guide":
         ask_parts("keep_own_guide", model)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from tqdm.auto import tqdm
 
 from inference.batches import Data, fetch
+from inference.isolation import device_of
 from inference.objectives import Objective
 from inference.results import Fit
 from inference.scoring import require_finite
@@ -205,6 +206,29 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"part": type(value).__name__, **dataclasses.asdict(value)}
     return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+def device_for(training: Training, *programs: Callable[..., Any] | None) -> torch.device:
+    """Where minibatches go: the device asked for, else that of the programs.
+
+    Args:
+        training: settings.
+        programs: models and guides; None is passed over.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if training.device is None:
+        return device_of(*programs)
+    try:
+        return torch.empty(0, device=training.device).device
+    # Torch says the same in several types.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device: expected one that this machine has, such as 'cpu'; got {training.device!r} ({reason}). Leave it "
+            "out to stay where the model is."
+        ) from error
 
 
 @dataclass

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inference.batches import Data, chunks, fetch, require_data
-from inference.isolation import device_of, eval_mode
+from inference.isolation import eval_mode
 from inference.noise import resolve_seed, seeded
 from inference.objectives import Objective
-from inference.training import Training, optimise
+from inference.training import Training, device_for, optimise
 from pyro_vae.networks import check_size
 
 __all__ = ["PCA", "Autoencoder", "AutoencoderFit"]
@@ -232,7 +232,7 @@ class Autoencoder(nn.Module):
         leaves = {name: leaf for name, leaf in self.named_parameters() if leaf.requires_grad}
         if not leaves:
             raise ValueError("encoder, decoder: expected parameters to train; found none.")
-        device = torch.device(training.device) if training.device else device_of(self)
+        device = device_for(training, self)
         objective = _SquaredError(self)
 
         def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001

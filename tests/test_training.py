@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from inference import SGD, Adam, Amortized, Constant, Cosine, MeanField, RobbinsMonro, Training, fit_svi
+from inference.training import device_for
 from pyro_vae.linear import LinearGaussian
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -146,3 +147,10 @@ def test_bad_input(case):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_not_there():
+    assert device_for(Training()) == torch.device("cpu")
+    for device in ("nowhere", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ValueError, match=f"device: expected one that this machine has.*'{device}'"):
+            device_for(Training(device=device))
