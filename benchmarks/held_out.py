@@ -195,9 +195,10 @@ def run(name: str, *, seeds: list[int], path: str | None, folder: Path | None) -
             "parts": Parts(**{**case.base, **design}).to_config(),
             "log_p": log_p,
             "difference_from_first": summary(scored[title], scored[next(iter(scored))]),
-            "bits_per_dimension": -log_p["mean"] / (data.num_values * math.log(2)),
             "runs": runs,
         }
+        if scored[title][0].base_measure == "counting":
+            designs[title]["bits_per_dimension"] = -log_p["mean"] / (data.num_values * math.log(2))
     return {
         "case": name,
         "seeds": seeds,
