@@ -25,6 +25,8 @@ __all__ = ["Engine", "fit_guide", "fit_run", "measure_run", "start_at_data"]
 Engine = Literal["svi", "em"]
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
+# Outputs of the decoder that are computed for them at most; ten draws a chain are always made.
+MAX_OUTPUTS = 10**8
 
 
 def fit_run(
@@ -213,7 +215,10 @@ def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
         family: Family = run.vae.family  # type: ignore[assignment]
         # Pictures and draws do not show the last tenth of a nat.
         guide = Local(family, refine(run.vae.model, family, shown, tol=0.1, seed=seed).params)
-    run.save_results(to_datatree(run.vae.model, guide, shown, labels=shown.labels, seed=seed))
+    # A draw costs as many numbers as the decoder has outputs: colour images get fewer.
+    per_draw = 4 * len(shown) * dataset.num_values * run.vae.likelihood.num_params
+    num_draws = min(250, max(10, MAX_OUTPUTS // per_draw))
+    run.save_results(to_datatree(run.vae.model, guide, shown, num_draws=num_draws, labels=shown.labels, seed=seed))
     name = {"svi": "SVI", "em": "variational EM"}[run.engine]
     with seeded(derive_seed(seed, "figures")):
         draw_fit(run.folder / FIGURES, {name: run.fit}, run.vae, guide, shown, dataset.image_shape)
