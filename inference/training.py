@@ -392,7 +392,9 @@ def _epoch(
         if refused is not None or not bool(loss.isfinite()):
             torch.set_rng_state(random_state)
             culprit = _blame_leaf(state.leaves) or blame(x)
-            if refused is not None and culprit is None:
+            # Data outside a support have no density either: what refused them says it better than their log density.
+            outside = str(culprit).startswith("the log density") and "Expected parameter" not in str(refused)
+            if refused is not None and (culprit is None or outside):
                 raise refused
             raise FloatingPointError(_not_finite(state, culprit or "the loss")) from refused
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)

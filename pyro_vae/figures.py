@@ -55,6 +55,7 @@ def draw_fit(
     pair = (x[:NUM_SHOWN], mean[:NUM_SHOWN])
     save(plots.plot_reconstructions(*pair, image_shape, ink=ink), folder / "reconstructions.png")
     drawn = plots.plot_samples(samples, image_shape, ink=ink)
+    drawn.set_title("")
     drawn.set_title("means of x at draws of z from the prior", loc="left")
     save(drawn, folder / "samples.png")
     if z.shape[1] == 2:
@@ -93,5 +94,6 @@ def save(ax: Axes, path: Path) -> None:
     """
     figure = ax.get_figure(root=True)
     if figure is not None:
-        figure.savefig(path)
+        # A legend may be wider than few bars.
+        figure.savefig(path, bbox_inches="tight")
         plt.close(figure)

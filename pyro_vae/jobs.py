@@ -57,6 +57,11 @@ def fit_run(
         ValueError: data or parts that do not fit together; the message says which.
         FileNotFoundError: the data are not there.
     """
+    if engine == "svi" and parts.encoder is None:
+        raise ValueError(
+            "encoder: expected one for the engine svi; got none. Choose one (encoder:mlp), or fit without it (--engine "
+            "em)."
+        )
     dataset = load(**data)
     parts = choose_likelihood(parts, dataset)
     sizes = Sizes(

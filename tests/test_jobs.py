@@ -76,3 +76,8 @@ def test_a_vamp_prior_starts_at_training_data(tmp_path):
     assert nearest.max() < 0.01 * 64**0.5 + 1e-4
     normal = StandardNormal(2)
     start_at_data(normal, train, seed=0)  # Has nothing to start.
+
+
+def test_svi_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="encoder: expected one for the engine svi.*--engine em"):
+        run(tmp_path, encoder=None)

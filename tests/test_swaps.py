@@ -191,7 +191,10 @@ SPARSE = {
 }
 
 
-@pytest.mark.parametrize("case", SPARSE)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case == "spiky mixture" else ()) for case in SPARSE],
+)
 def test_the_e_step_finds_the_best_normal_under_a_sparse_prior(case):
     prior, log_prior = SPARSE[case]
     oracle = SparseOracle(log_prior)
@@ -360,3 +363,21 @@ def test_a_mean_does_not_depend_on_its_company():
     )
     x = torch.randn(6, 5)
     torch.testing.assert_close(vae.reconstruct(x)[:1], vae.reconstruct(x[:1]))
+
+
+@pytest.mark.parametrize("engine", ["svi", "em"])
+def test_data_outside_the_support_are_not_blamed_on_the_step_size(engine):
+    vae = VAE(
+        prior=StandardNormal(2),
+        likelihood=Poisson(),
+        decoder=nn.Linear(2, 5),
+        family=MeanField(2),
+        encoder=nn.Linear(5, 4),
+    )
+    x = torch.ones(300, 5)
+    x[200, 3] = -1
+    with pytest.raises(ValueError, match=r"Poisson\(\): expected whole numbers.*got x\[\d+, 3\] = -1"):
+        if engine == "svi":
+            fit_svi(vae.model, vae.guide, x, training=Training(epochs=1), seed=0)
+        else:
+            fit_em(vae.model, vae.family, x, training=Training(epochs=1), seed=0)
