@@ -17,7 +17,7 @@ from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
-from inference.isolation import ask_parts, eval_mode, modules_of, private_store, trainable
+from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import antithetic, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
 from inference.results import Fit
@@ -135,8 +135,11 @@ def fit_em(
     if given is not None:
         model, init = one_draw(given, data, model, init, purpose="fit_em")
     guide = init if callable(init) else None
-    # The guide is not trained here: a model that shares its weights must not move them.
-    ask_parts("check_cold_start" if guide is None else "keep_own_guide", model)
+    for part in sharing_guide(model):
+        if guide is None:
+            part.check_cold_start()
+        # The guide is not trained here, so its weights must not move.
+        part.keep_own_guide()
     device = device_for(training, model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):

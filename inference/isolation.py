@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from inference.noise import own_random_state
 
-__all__ = ["ask_parts", "device_of", "eval_mode", "frozen", "modules_of", "private_store", "trainable"]
+__all__ = [
+    "SharesGuide",
+    "device_of",
+    "eval_mode",
+    "frozen",
+    "modules_of",
+    "private_store",
+    "sharing_guide",
+    "trainable",
+]
 
 _DIVIDER = "$$$"  # Pyro writes the parameters of `pyro.module("name", ...)` as "name$$$parameter".
 _LIBRARIES = ("pyro", "torch")
@@ -84,17 +93,23 @@ def _named_by(function: FunctionType) -> Iterator[object]:
             continue
 
 
-def ask_parts(method: str, *programs: Callable[..., Any] | None) -> None:
-    """Call a method on every module, at any depth, that has it.
+@runtime_checkable
+class SharesGuide(Protocol):
+    """A part of a model that shares weights with the guide, as a prior made from the encoder does."""
 
-    A part that shares weights with a guide (a prior made from the encoder) takes part in two protocols:
-    `keep_own_guide()`, before a guide is trained on a model that must not move, and `check_cold_start()`, which refuses
-    to be fitted without that guide.
-    """
-    for root in modules_of(*programs):
-        for module in root.modules():
-            if callable(getattr(module, method, None)):
-                getattr(module, method)()
+    def keep_own_guide(self) -> None:
+        """Stop sharing: the model must not move when the guide alone is trained."""
+        ...
+
+    def check_cold_start(self) -> None:
+        """Refuse to be fitted without the guide."""
+        ...
+
+
+def sharing_guide(*programs: Callable[..., Any] | None) -> list[SharesGuide]:
+    """The modules that the programs reach, at any depth, which share weights with a guide."""
+    modules = (module for root in modules_of(*programs) for module in root.modules())
+    return [module for module in modules if isinstance(module, SharesGuide)]
 
 
 @contextmanager

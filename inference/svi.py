@@ -18,7 +18,7 @@ from inference.batches import Data, chunks, fetch, require_data
 from inference.densities import log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
-from inference.isolation import ask_parts, eval_mode, modules_of, private_store, trainable
+from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import AmortizedELBO
 from inference.results import Fit
@@ -101,7 +101,8 @@ def fit_svi(
     device = device_for(training, model, guide)
 
     if train == "guide":
-        ask_parts("keep_own_guide", model)
+        for part in sharing_guide(model):
+            part.keep_own_guide()
     with private_store(model, guide, keep=True), seeded(seed), ExitStack() as stack:
         first = fetch(data, torch.arange(min(len(data), training.batch_size)), device=device)
         # Looking for parameters moves no running statistics, and leaves it to the first step to say what is wrong.

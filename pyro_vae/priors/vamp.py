@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -35,7 +33,7 @@ class VampPrior(Prior):
     model and of the guide at once, which two engines must not overlook:
 
     * a guide trained on a model that stands still, or a model fitted by variational EM, must not share weights:
-      `keep_own_guide()` gives the prior a frozen copy, from then on (`held()`: inside a `with` block);
+      `keep_own_guide()` gives the prior a frozen copy, from then on;
     * variational EM from cold has no encoder to make the prior from: `check_cold_start()` refuses.
 
     Args:
@@ -180,16 +178,6 @@ class VampPrior(Prior):
         if not self._has_own_guide:
             self.guide = _frozen_copy(self.guide)
             self._has_own_guide = True
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, the prior is made from a frozen copy of the guide; after, from the shared one again."""
-        shared, had_own_guide = self.guide, self._has_own_guide
-        self.keep_own_guide()
-        try:
-            yield
-        finally:
-            self.guide, self._has_own_guide = shared, had_own_guide
 
     def check_cold_start(self) -> None:
         """Refuse to be fitted without the guide that the prior is made from.
