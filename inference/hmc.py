@@ -1,0 +1,195 @@
+"""Hamiltonian Monte Carlo on all datapoints and chains at once: a kernel, and the step size that suits each datapoint.
+
+The engines and estimators that move chains (`ais`, `bdmc`, `sample_posterior`, `fit_mcem`) share this one kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["HMC", "Metric", "Point", "StepSize", "evaluate", "noise_dims", "transition"]
+
+# Maps z (C, B, D) to the T terms that a log density is a weighted sum of, (T, C, B).
+Terms = Callable[[Tensor], Tensor]
+
+# Beyond, a trajectory has left the range in which its energy means anything.
+_DIVERGED = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMC:
+    r"""Settings of a Hamiltonian Monte Carlo transition.
+
+    A trajectory of L leapfrog steps of size epsilon, accepted with probability :math:`\min(1, e^{-\Delta H})`.
+
+    Attributes:
+        num_leapfrog: L, steps of a trajectory; each costs one gradient of log p(x, z).
+        target_accept: mean acceptance probability that step sizes are adapted to.
+        jitter: j, each trajectory's step size is multiplied by a number uniform in [1 - j, 1 + j], so that no
+            trajectory keeps returning to where it began.
+
+    References:
+        Neal (2011), MCMC using Hamiltonian dynamics.
+        Beskos, Pillai, Roberts, Sanz-Serna & Stuart (2013), Optimal tuning of the hybrid Monte Carlo algorithm.
+    """
+
+    num_leapfrog: int = 5
+    target_accept: float = 0.65
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        if isinstance(self.num_leapfrog, bool) or not isinstance(self.num_leapfrog, int) or self.num_leapfrog < 1:
+            raise ValueError(f"num_leapfrog: expected a positive integer; got {self.num_leapfrog!r}. Try 5.")
+        if not 0 < self.target_accept < 1:
+            raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.65.")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter: expected a number in [0, 1); got {self.jitter!r}. Try 0.2.")
+
+
+class Point(NamedTuple):
+    """Where chains are, and what is known there.
+
+    Attributes:
+        z: (C, B, D) positions.
+        terms: (T, C, B) terms of the log density, nats.
+        grads: (T, C, B, D) gradient of each term in z.
+    """
+
+    z: Float[Tensor, "C B D"]
+    terms: Float[Tensor, "T C B"]
+    grads: Float[Tensor, "T C B D"]
+
+
+class Metric(NamedTuple):
+    """The shape of the target that HMC is told of: momenta are drawn as if the target had covariance A A'.
+
+    Attributes:
+        factor: A: (B, D) scales, or (B, D, D) lower Cholesky factors.
+    """
+
+    factor: Tensor
+
+    def forward(self, u: Float[Tensor, "C B D"]) -> Float[Tensor, "C B D"]:
+        """A u."""
+        if self.factor.dim() == 2:
+            return self.factor * u
+        return (self.factor @ u.movedim(0, -1)).movedim(-1, 0)
+
+    def transpose(self, g: Float[Tensor, "C B D"]) -> Float[Tensor, "C B D"]:
+        """A' g."""
+        if self.factor.dim() == 2:
+            return self.factor * g
+        return (self.factor.mT @ g.movedim(0, -1)).movedim(-1, 0)
+
+
+def evaluate(terms: Terms, z: Float[Tensor, "C B D"]) -> Point:
+    """The terms and their gradients at z. A gradient that is not finite is 0: its trajectory is refused anyway.
+
+    Args:
+        terms: maps z to (T, C, B). Rows do not depend on each other.
+        z: (C, B, D).
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        values = terms(z)
+        grads = [
+            torch.autograd.grad(value.sum(), z, retain_graph=n + 1 < len(values))[0] for n, value in enumerate(values)
+        ]
+    return Point(z.detach(), values.detach(), torch.stack(grads).nan_to_num(0.0, 0.0, 0.0))
+
+
+def noise_dims(num_latents: int) -> int:
+    """Standard normal numbers that a transition takes, a chain and datapoint: momenta, jitter, acceptance."""
+    return num_latents + 2
+
+
+def transition(
+    terms: Terms,
+    point: Point,
+    weights: Float[Tensor, " T"],
+    noise: Float[Tensor, "C B D+2"],
+    *,
+    step_size: Float[Tensor, " B"],
+    metric: Metric,
+    hmc: HMC,
+) -> tuple[Point, Float[Tensor, "C B"]]:
+    r"""One HMC transition of every chain at every datapoint, which leaves the weighted density invariant.
+
+    .. math::
+        \log \pi(z) = \sum_t w_t f_t(z) + \text{const.}
+
+    The trajectory runs in u, z = z_0 + A u, with unit mass: u' = r, r' = A' grad log pi.
+
+    Args:
+        terms: the terms f_t of the log density.
+        point: where the chains are.
+        weights: (T,) w.
+        noise: (C, B, D + 2) standard normal.
+        step_size: (B,) epsilon, in units of the metric.
+        metric: A of each datapoint.
+        hmc: settings.
+
+    Returns:
+        Where the chains are then, and the acceptance probability of each, (C, B).
+    """
+    momentum, jitter, accept = noise.split([noise.shape[-1] - 2, 1, 1], dim=-1)
+    size = step_size.unsqueeze(-1) * (1 + hmc.jitter * torch.erf(jitter / math.sqrt(2)))
+    now, r = point, momentum
+    force = _weighted(weights, now.grads)
+    for _ in range(hmc.num_leapfrog):
+        r = r + 0.5 * size * metric.transpose(force)
+        now = evaluate(terms, now.z + size * metric.forward(r))
+        force = _weighted(weights, now.grads)
+        r = r + 0.5 * size * metric.transpose(force)
+    gain = _weighted(weights, now.terms) - _weighted(weights, point.terms)
+    energy = gain + 0.5 * (momentum.square().sum(-1) - r.square().sum(-1))
+    # From a start without density anything is better; to an end without one, or past all bounds, nothing goes.
+    energy = torch.where(energy > -_DIVERGED, energy, -math.inf)
+    # Phi(noise) is uniform; in float32 its logarithm would be -inf from -5.6 on.
+    log_u = torch.special.log_ndtr(accept.squeeze(-1).double()).to(energy)
+    taken = log_u < energy
+    moved = Point(
+        torch.where(taken.unsqueeze(-1), now.z, point.z),
+        torch.where(taken, now.terms, point.terms),
+        torch.where(taken.unsqueeze(-1), now.grads, point.grads),
+    )
+    return moved, energy.clamp_max(0).exp()
+
+
+class StepSize:
+    r"""A step size for every datapoint, steered towards a target acceptance probability (Robbins & Monro 1951).
+
+    .. math::
+        \log \epsilon \leftarrow \log \epsilon + \gamma_t (\bar a - a^*), \qquad \bar a \text{ the mean over chains}
+
+    It is for pilot or warm-up chains alone: chains whose draws count run at frozen step sizes.
+
+    Args:
+        start: (B,) first step sizes.
+        target: a*.
+    """
+
+    def __init__(self, start: Float[Tensor, " B"], *, target: float) -> None:
+        self.log_size = start.log()
+        self.target = target
+
+    @property
+    def value(self) -> Float[Tensor, " B"]:
+        """(B,) the step sizes now."""
+        return self.log_size.exp()
+
+    def update(self, accept: Float[Tensor, "C B"], *, gain: float) -> None:
+        """Move towards the target, given the acceptance probabilities of one transition."""
+        self.log_size = self.log_size + gain * (accept.mean(0) - self.target)
+
+
+def _weighted(weights: Float[Tensor, " T"], values: Float[Tensor, "T ..."]) -> Tensor:
+    return torch.tensordot(weights.to(values), values, dims=1)
