@@ -1,8 +1,7 @@
-"""Frozen records: what an engine or a measurement returns. No state, no computation beyond summaries."""
+"""What amortization cost, datapoint by datapoint."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,98 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Evidence", "Fit", "Gaps", "Refined", "summarise"]
+from inference.results.summary import summarise
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Fit:
-    """How a training run went. The modules themselves are fitted in place.
-
-    Attributes:
-        elbo: (E,) the true ELBO (never the warmed-up objective) on the training data, one value an epoch, nats per
-            datapoint, averaged over the epoch's minibatches at the parameters each was visited with. For variational EM
-            it is taken after each visit's E-step.
-        elbo_validation: (E,) the ELBO on the held-out data at the end of each epoch, nats per datapoint, or None.
-        seconds: wall-clock seconds of the whole run.
-        num_steps: number of optimiser steps on shared parameters.
-        stopped_because: one phrase: why the run ended.
-        best_epoch: 0-based epoch whose parameters were kept (early stopping), or None: the last ones.
-        settings: everything needed to run it again.
-        params: (N, K) rows of variational parameters of the training data (variational EM only), else None.
-    """
-
-    elbo: Float[Tensor, " E"]
-    elbo_validation: Float[Tensor, " E"] | None
-    seconds: float
-    num_steps: int
-    stopped_because: str
-    best_epoch: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    params: Float[Tensor, "N K"] | None = None
-
-    def __str__(self) -> str:
-        """One line: length, final ELBO, and why it stopped."""
-        if not len(self.elbo):
-            return f"no epoch finished; stopped because: {self.stopped_because}"
-        held_out = "" if self.elbo_validation is None else f", held-out {self.elbo_validation[-1]:.3f}"
-        kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
-        return (
-            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{held_out}"
-            f" nats per datapoint; stopped because: {self.stopped_because}{kept}"
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Refined:
-    """The best member of a family for each datapoint, as far as the search came.
-
-    `Local(family, refined.params)` is its guide.
-
-    Attributes:
-        params: (N, K) rows of variational parameters.
-        elbo: (N,) ELBO at those rows on draws that chose nothing, nats.
-        elbo_se: (N,) its Monte Carlo standard error.
-        remaining: (N,) estimated gain, in nats, that further search would still bring.
-        converged: (N,) whether `remaining` is below the tolerance.
-        start_gap: (N,) |L[warm] - L[cold]| after the search, nats; NaN where the search had one start only.
-        settings: everything needed to run it again.
-    """
-
-    params: Float[Tensor, "N K"]
-    elbo: Float[Tensor, " N"]
-    elbo_se: Float[Tensor, " N"]
-    remaining: Float[Tensor, " N"]
-    converged: Bool[Tensor, " N"]
-    start_gap: Float[Tensor, " N"]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Evidence:
-    """An estimate of log p(x), or a lower bound on it, for each datapoint.
-
-    Attributes:
-        value: (N,) nats.
-        se: (N,) Monte Carlo standard error, nats (0 for quadrature and closed forms).
-        method: what it is, in words.
-        ess: (N,) effective number of draws, or None.
-        pareto_k: (N,) tail index of the importance weights, or None. Above 0.5 `se` is unreliable, above 0.7 `value`
-            is too.
-        settings: everything needed to run it again.
-    """
-
-    value: Float[Tensor, " N"]
-    se: Float[Tensor, " N"]
-    method: str
-    ess: Float[Tensor, " N"] | None = None
-    pareto_k: Float[Tensor, " N"] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line: the mean with both standard errors."""
-        mean, se, mc_se = summarise(self.value, self.se).values()
-        errors = f"se {se:.4f} (Monte Carlo {mc_se:.4f})"
-        return f"{self.method}: {mean:.4f} nats per datapoint, {errors}, N = {len(self.value)}"
+__all__ = ["Gaps"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -260,37 +170,6 @@ class Gaps:
             if untrusted:
                 notes.append(f"Warning: Pareto k > 0.7 at {untrusted} of {num_data}: do not trust log p(x) there.")
         return notes
-
-
-def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, float]:
-    r"""A mean over datapoints with its two standard errors.
-
-    .. math::
-        \mathrm{se} = \mathrm{sd}_n(v_n) / \sqrt N, \qquad \mathrm{mc\_se} = \sqrt{\textstyle\sum_n \mathrm{se}_n^2} / N
-
-    `se` is what another sample of datapoints would change (it contains the Monte Carlo noise), `mc_se` what another
-    seed would.
-
-    Args:
-        value: (N,) one value a datapoint.
-        se: (N,) its Monte Carlo standard error, in the same unit.
-
-    Returns:
-        `{"mean", "se", "mc_se"}`; NaN where they are not defined.
-
-    Example:
-        >>> summarise(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
-        {'mean': 2.0, 'se': 1.0, 'mc_se': 0.0}
-    """
-    num_data = value.numel()
-    if not num_data:
-        return {"mean": math.nan, "se": math.nan, "mc_se": math.nan}
-    spread = float(value.double().std(correction=1)) / math.sqrt(num_data) if num_data > 1 else math.nan
-    return {
-        "mean": float(value.double().mean()),
-        "se": spread,
-        "mc_se": float(se.double().square().sum().sqrt()) / num_data,
-    }
 
 
 def _row(label: str, mean: float, se: float, mc_se: float) -> str:

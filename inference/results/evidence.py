@@ -1,0 +1,42 @@
+"""An estimate of log p(x) for each datapoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from inference.results.summary import summarise
+
+__all__ = ["Evidence"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """An estimate of log p(x), or a lower bound on it, for each datapoint.
+
+    Attributes:
+        value: (N,) nats.
+        se: (N,) Monte Carlo standard error, nats (0 for quadrature and closed forms).
+        method: what it is, in words.
+        ess: (N,) effective number of draws, or None.
+        pareto_k: (N,) tail index of the importance weights, or None. Above 0.5 `se` is unreliable, above 0.7 `value`
+            is too.
+        settings: everything needed to run it again.
+    """
+
+    value: Float[Tensor, " N"]
+    se: Float[Tensor, " N"]
+    method: str
+    ess: Float[Tensor, " N"] | None = None
+    pareto_k: Float[Tensor, " N"] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line: the mean with both standard errors."""
+        mean, se, mc_se = summarise(self.value, self.se).values()
+        errors = f"se {se:.4f} (Monte Carlo {mc_se:.4f})"
+        return f"{self.method}: {mean:.4f} nats per datapoint, {errors}, N = {len(self.value)}"

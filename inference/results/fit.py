@@ -1,0 +1,75 @@
+"""What fitting returns: how training went, and the rows that a search found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["Fit", "Refined"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fit:
+    """How a training run went. The modules themselves are fitted in place.
+
+    Attributes:
+        elbo: (E,) the true ELBO (never the warmed-up objective) on the training data, one value an epoch, nats per
+            datapoint, averaged over the epoch's minibatches at the parameters each was visited with. For variational EM
+            it is taken after each visit's E-step.
+        elbo_validation: (E,) the ELBO on the held-out data at the end of each epoch, nats per datapoint, or None.
+        seconds: wall-clock seconds of the whole run.
+        num_steps: number of optimiser steps on shared parameters.
+        stopped_because: one phrase: why the run ended.
+        best_epoch: 0-based epoch whose parameters were kept (early stopping), or None: the last ones.
+        settings: everything needed to run it again.
+        params: (N, K) rows of variational parameters of the training data (variational EM only), else None.
+    """
+
+    elbo: Float[Tensor, " E"]
+    elbo_validation: Float[Tensor, " E"] | None
+    seconds: float
+    num_steps: int
+    stopped_because: str
+    best_epoch: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    params: Float[Tensor, "N K"] | None = None
+
+    def __str__(self) -> str:
+        """One line: length, final ELBO, and why it stopped."""
+        if not len(self.elbo):
+            return f"no epoch finished; stopped because: {self.stopped_because}"
+        held_out = "" if self.elbo_validation is None else f", held-out {self.elbo_validation[-1]:.3f}"
+        kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
+        return (
+            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{held_out}"
+            f" nats per datapoint; stopped because: {self.stopped_because}{kept}"
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refined:
+    """The best member of a family for each datapoint, as far as the search came.
+
+    `Local(family, refined.params)` is its guide.
+
+    Attributes:
+        params: (N, K) rows of variational parameters.
+        elbo: (N,) ELBO at those rows on draws that chose nothing, nats.
+        elbo_se: (N,) its Monte Carlo standard error.
+        remaining: (N,) estimated gain, in nats, that further search would still bring.
+        converged: (N,) whether `remaining` is below the tolerance.
+        start_gap: (N,) |L[warm] - L[cold]| after the search, nats; NaN where the search had one start only.
+        settings: everything needed to run it again.
+    """
+
+    params: Float[Tensor, "N K"]
+    elbo: Float[Tensor, " N"]
+    elbo_se: Float[Tensor, " N"]
+    remaining: Float[Tensor, " N"]
+    converged: Bool[Tensor, " N"]
+    start_gap: Float[Tensor, " N"]
+    settings: Mapping[str, Any] = field(default_factory=dict)

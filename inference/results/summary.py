@@ -1,0 +1,42 @@
+"""A mean over datapoints and its two standard errors."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["summarise"]
+
+
+def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, float]:
+    r"""A mean over datapoints with its two standard errors.
+
+    .. math::
+        \mathrm{se} = \mathrm{sd}_n(v_n) / \sqrt N, \qquad \mathrm{mc\_se} = \sqrt{\textstyle\sum_n \mathrm{se}_n^2} / N
+
+    `se` is what another sample of datapoints would change (it contains the Monte Carlo noise), `mc_se` what another
+    seed would.
+
+    Args:
+        value: (N,) one value a datapoint.
+        se: (N,) its Monte Carlo standard error, in the same unit.
+
+    Returns:
+        `{"mean", "se", "mc_se"}`; NaN where they are not defined.
+
+    Example:
+        >>> import torch
+        >>> summarise(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        {'mean': 2.0, 'se': 1.0, 'mc_se': 0.0}
+    """
+    num_data = value.numel()
+    if not num_data:
+        return {"mean": math.nan, "se": math.nan, "mc_se": math.nan}
+    spread = float(value.double().std(correction=1)) / math.sqrt(num_data) if num_data > 1 else math.nan
+    return {
+        "mean": float(value.double().mean()),
+        "se": spread,
+        "mc_se": float(se.double().square().sum().sqrt()) / num_data,
+    }
