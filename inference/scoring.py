@@ -192,6 +192,36 @@ def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
     return draws.unflatten(0, (-1, 2)).double().mean(1)
 
 
+def prior_draws(
+    model: Callable[..., Any],
+    x: Float[Tensor, "B P"],
+    index: Int[Tensor, " B"],
+    num_draws: int,
+    *,
+    site: str,
+    seed: int,
+    stage: str,
+) -> Float[Tensor, "S B D"]:
+    """Draws of z from the prior that belong to datapoints: a full block is always drawn.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) consecutive datapoints, the first of which begins a block.
+        index: (B,) their indices.
+        num_draws: S.
+        site: name of the latent site.
+        seed: of the run.
+        stage: what the draws are for; two stages share nothing.
+    """
+    parts = []
+    for rows in torch.arange(len(x)).split(BLOCK):
+        here = x[rows]
+        padded = torch.cat([here, here[-1:].expand(BLOCK - len(here), -1)])
+        with seeded(derive_seed(seed, stage, int(index[rows[0]]) // BLOCK)), torch.no_grad():
+            parts.append(latent_prior(model, padded, site=site).sample((num_draws,))[:, : len(here)])
+    return torch.cat(parts, dim=1)
+
+
 @torch.no_grad()
 def require_contract(objective: LocalELBO, x: Tensor, index: Tensor, *, seed: int) -> None:
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""

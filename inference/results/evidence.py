@@ -25,6 +25,9 @@ class Evidence:
         ess: (N,) effective number of draws, or None.
         pareto_k: (N,) tail index of the importance weights, or None. Above 0.5 `se` is unreliable, above 0.7 `value`
             is too.
+        bias: (N,) estimated expectation of `value` less log p(x), nats, or None. Of a log-mean-exp it is -se^2 / 2, the
+            delta method's; `value` is not corrected by it.
+        acceptance: (N,) mean acceptance probability of the transitions behind it, or None.
         settings: everything needed to run it again.
     """
 
@@ -33,6 +36,8 @@ class Evidence:
     method: str
     ess: Float[Tensor, " N"] | None = None
     pareto_k: Float[Tensor, " N"] | None = None
+    bias: Float[Tensor, " N"] | None = None
+    acceptance: Float[Tensor, " N"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:

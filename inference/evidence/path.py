@@ -1,0 +1,218 @@
+"""The path of densities from a start to the posterior, and chains that run along it, forward and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, Transform
+
+from inference.batches import Data
+from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
+from inference.evidence.schedules import Schedule, SigmoidalSchedule
+from inference.families import from_noise, loc_and_tril, noise_size
+from inference.hmc import HMC, Metric, Point, StepSize, evaluate, noise_dims, transition
+from inference.isolation import device_of
+from inference.noise import normal_noise
+from inference.scoring import guide_of, like, prior_draws, read_chunks, require_sound
+from inference.supports import bijection, is_unconstrained
+
+__all__ = ["Annealing", "Path", "Plan", "paths"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealing:
+    """How annealed importance sampling runs.
+
+    Attributes:
+        num_temperatures: T, steps from the start to the posterior; between two of them lies one HMC transition.
+        num_chains: C, weighted chains of each datapoint.
+        num_pilot_chains: chains that step sizes and scales are adapted on; they carry no weight.
+        schedule: inverse temperatures.
+        hmc: the transition.
+    """
+
+    num_temperatures: int = 1000
+    num_chains: int = 16
+    num_pilot_chains: int = 8
+    schedule: Schedule = SigmoidalSchedule()  # noqa: RUF009 (frozen)
+    hmc: HMC = HMC()  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        for name in ("num_temperatures", "num_chains", "num_pilot_chains"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+                raise ValueError(f"{name}: expected an integer of at least 2; got {value!r}.")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain values, for a record."""
+        return asdict(self) | {"schedule": repr(self.schedule)}
+
+
+class Plan(NamedTuple):
+    """What the pilot chains found, frozen.
+
+    Attributes:
+        betas: (T + 1,) inverse temperatures.
+        step_sizes: (T, B) step size of the transition at each inverse temperature but the last; row 0 is not used.
+        metrics: T metrics, likewise.
+    """
+
+    betas: Float[Tensor, " T+1"]
+    step_sizes: Float[Tensor, "T B"]
+    metrics: list[Metric]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    r"""The densities between r and the posterior of a chunk of datapoints, in the coordinates of R^D.
+
+    .. math::
+        \log \pi_\beta(z) = \log r(z) + \beta \log \frac{p(x, z)}{r(z)}
+
+    Attributes:
+        model: Pyro model.
+        x: (B, P) datapoints.
+        index: (B,) their indices.
+        site: name of the latent site.
+        onto: the map from R^D onto the support of z, or None.
+        start: r, batch shape (B,), or None: the prior.
+    """
+
+    model: Callable[..., Any]
+    x: Float[Tensor, "B P"]
+    index: Int[Tensor, " B"]
+    site: str
+    onto: Transform | None
+    start: Distribution | None
+
+    def __call__(self, free: Float[Tensor, "C B D"]) -> Float[Tensor, "2 C B"]:
+        """Log r and log p(x, z) - log r, the two terms that HMC weighs by 1 and beta."""
+        z = free if self.onto is None else self.onto(free)
+        terms = densities(self.model, self.x, z, site=self.site)
+        log_volume = 0.0 if self.onto is None else self.onto.log_abs_det_jacobian(free, z)
+        if self.start is None:
+            return torch.stack([terms.log_prior + log_volume, terms.log_likelihood])
+        log_r = self.start.log_prob(z)
+        return torch.stack([log_r + log_volume, terms.log_joint - log_r])
+
+    def draw_start(self, num_chains: int, *, stage: str, seed: int) -> Float[Tensor, "C B D"]:
+        """Draws of r."""
+        if self.start is None:
+            z = prior_draws(self.model, self.x, self.index, num_chains, site=self.site, seed=seed, stage=stage)
+        else:
+            shape = (num_chains, noise_size(self.start))
+            z, _ = from_noise(self.start, normal_noise(seed, stage, self.index, shape, like=like(self.x)))
+        return z if self.onto is None else self.onto.inv(z)
+
+    def noise(self, num_chains: int, num_latents: int, *, stage: str, step: int, seed: int) -> Tensor:
+        """What one transition is made of."""
+        shape = (num_chains, noise_dims(num_latents))
+        return normal_noise(seed, stage, self.index, shape, step=step, like=like(self.x))
+
+    @torch.no_grad()
+    def plan(self, annealing: Annealing, *, seed: int) -> Plan:
+        """Step sizes and scales, adapted on pilot chains that run the whole path once."""
+        free = self.draw_start(annealing.num_pilot_chains, stage="ais/pilot/start", seed=seed)
+        betas = annealing.schedule(annealing.num_temperatures)
+        fixed = None if self.start is None else _metric_of(self.start)
+        steps = StepSize(free.new_full((len(self.x),), 0.5), target=annealing.hmc.target_accept)
+        point = evaluate(self, free)
+        centre, square = free.mean(0), free.var(0)
+        step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
+        number = 0
+        for t in range(1, annealing.num_temperatures):
+            metric = fixed or Metric(square.sqrt())
+            # At the first temperature the step size comes from nowhere.
+            for repeat in range(20 if t == 1 else 1):
+                noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
+                number += 1
+                point, accept = self._move(point, betas[t], noise, steps.value, metric, annealing.hmc)
+                steps.update(accept, gain=0.5 / (1 + repeat) ** 0.5 if t == 1 else 0.1)
+            # Means of few chains, over the last temperatures.
+            centre = centre.lerp(point.z.mean(0), 0.1)
+            square = square.lerp((point.z - centre).square().mean(0), 0.05)
+            step_sizes.append(steps.value)
+            metrics.append(metric)
+        return Plan(betas, torch.stack(step_sizes), metrics)
+
+    @torch.no_grad()
+    def forward(self, plan: Plan, annealing: Annealing, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Log weights (C, B) of chains from r to the posterior, and mean acceptance (B,)."""
+        point = evaluate(self, self.draw_start(annealing.num_chains, stage="ais/start", seed=seed))
+        log_w, accepted = self._weight(plan, 1, point), []
+        for t in range(1, annealing.num_temperatures):
+            point, accept = self._step(point, plan, t, annealing.hmc, stage="ais/forward", seed=seed)
+            accepted.append(accept.mean(0))
+            log_w = log_w + self._weight(plan, t + 1, point)
+        return log_w, torch.stack(accepted).mean(0)
+
+    @torch.no_grad()
+    def backward(
+        self, z: Float[Tensor, "B D"], plan: Plan, annealing: Annealing, *, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same log weights of chains from one exact draw z of each posterior back to r, and mean acceptance."""
+        free = z if self.onto is None else self.onto.inv(z)
+        point = evaluate(self, free.expand(annealing.num_chains, *free.shape))
+        log_w, accepted = self._weight(plan, annealing.num_temperatures, point), []
+        for t in range(annealing.num_temperatures - 1, 0, -1):
+            point, accept = self._step(point, plan, t, annealing.hmc, stage="ais/backward", seed=seed)
+            accepted.append(accept.mean(0))
+            log_w = log_w + self._weight(plan, t, point)
+        return log_w, torch.stack(accepted).mean(0)
+
+    def _weight(self, plan: Plan, t: int, point: Point) -> Float[Tensor, "C B"]:
+        return (plan.betas[t] - plan.betas[t - 1]) * point.terms[1].double()
+
+    def _step(self, point: Point, plan: Plan, t: int, hmc: HMC, *, stage: str, seed: int) -> tuple[Point, Tensor]:
+        num_chains, _, num_latents = point.z.shape
+        noise = self.noise(num_chains, num_latents, stage=stage, step=t, seed=seed)
+        return self._move(point, plan.betas[t], noise, plan.step_sizes[t], plan.metrics[t], hmc)
+
+    def _move(
+        self, point: Point, beta: Tensor, noise: Tensor, step_size: Tensor, metric: Metric, hmc: HMC
+    ) -> tuple[Point, Tensor]:
+        weights = torch.stack([torch.ones_like(beta), beta]).to(point.z.device)
+        with pyro.validation_enabled(is_validate=False):
+            return transition(self, point, weights, noise, step_size=step_size, metric=metric, hmc=hmc)
+
+
+def paths(
+    model: Callable[..., Any],
+    data: Data,
+    num_data: int,
+    start: Callable[..., Any] | None,
+    *,
+    site: str,
+    num_chains: int,
+    seed: int,
+) -> Iterator[Path]:
+    """The paths of all datapoints, chunk by chunk, after a look at whether the program keeps its contract."""
+    for index, x in read_chunks(model, data, num_data, num_chains, device=device_of(model, start)):
+        q = None
+        with torch.no_grad():
+            prior = latent_prior(model, x, site=site)
+            if start is None:
+                z = prior_draws(model, x, index, 1, site=site, seed=seed, stage="ais/contract")
+                densities(model, x, z, site=site)
+                require_rowwise(model, x[:4], z[0, :4], site=site)
+            else:
+                _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
+                require_sound(model, start, q, x, site=site)
+        yield Path(model, x, index, site, bijection(prior.support), q)
+
+
+def _metric_of(q: Distribution) -> Metric | None:
+    """The shape of q in R^D; None where only q's shape on its support is known."""
+    free = getattr(q, "unconstrained", q)
+    if not is_unconstrained(free.support):
+        return None
+    if isinstance(free, Independent) and isinstance(free.base_dist, Normal):
+        return Metric(free.base_dist.scale)
+    return Metric(loc_and_tril(free)[1])
