@@ -65,9 +65,9 @@ def simulate(
         for first in range(0, num_data, BLOCK):
             # A full block is always drawn, so that a datapoint's draws do not depend on what follows it.
             x = fetch(data, torch.arange(first, first + BLOCK) % available, device=device_of(model))
+            if not first:
+                latent_prior(model, x, site=site)
             with seeded(derive_seed(seed, "simulate", first // BLOCK)):
-                if not first:
-                    latent_prior(model, x, site=site)
                 nodes: Mapping[str, Any] = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes
             z, drawn = nodes[site]["value"], nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
             if not first:
