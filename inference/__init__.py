@@ -27,6 +27,7 @@ from inference.globals import draw_globals
 from inference.guides import Amortized, Local
 from inference.objectives import Objective
 from inference.results import Evidence, Fit, Gaps, Refined
+from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
 from inference.weights import ess, pareto_k
@@ -72,5 +73,6 @@ __all__ = [
     "quadrature",
     "refine",
     "save_datatree",
+    "simulate",
     "to_datatree",
 ]
