@@ -7,7 +7,18 @@ from inference.densities import log_joint, log_weights
 from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
 from inference.estep import Search, refine
-from inference.evidence import Defensive, elbo, iwae, quadrature
+from inference.evidence import (
+    Annealing,
+    Defensive,
+    GeometricSchedule,
+    LinearSchedule,
+    SigmoidalSchedule,
+    ais,
+    bdmc,
+    elbo,
+    iwae,
+    quadrature,
+)
 from inference.families import (
     AutoregressiveFlow,
     Constrained,
@@ -25,14 +36,23 @@ from inference.gaps import measure_gaps
 from inference.given import conditioned
 from inference.globals import draw_globals
 from inference.guides import Amortized, Local
+from inference.hmc import HMC
 from inference.objectives import Objective
-from inference.results import Evidence, Fit, Gaps, Refined
+from inference.results import Bidirectional, Evidence, Fit, Gaps, Refined
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
 from inference.weights import ess, pareto_k
 
 __all__ = [
+    "Bidirectional",
+    "HMC",
+    "bdmc",
+    "ais",
+    "SigmoidalSchedule",
+    "LinearSchedule",
+    "GeometricSchedule",
+    "Annealing",
     "SGD",
     "Adam",
     "Amortized",

@@ -5,6 +5,7 @@ One method a file: the bound of a guide (`bound`), importance sampling (`importa
 """
 
 from inference.evidence.annealing import ais
+from inference.evidence.bidirectional import bdmc
 from inference.evidence.bound import elbo
 from inference.evidence.importance import Defensive, iwae, proposal_rows
 from inference.evidence.integration import quadrature
@@ -18,6 +19,7 @@ __all__ = [
     "LinearSchedule",
     "SigmoidalSchedule",
     "ais",
+    "bdmc",
     "elbo",
     "iwae",
     "proposal_rows",

@@ -119,17 +119,19 @@ def weigh(log_w: Float[Tensor, "C B"], accept: Float[Tensor, " B"]) -> tuple[Ten
     return value, se, ess(log_w), tail, accept
 
 
-def as_evidence(columns: list[tuple[Tensor, ...]], annealing: Annealing, *, method: str, seed: int) -> Evidence:
-    """The record of the chunks that `weigh` made."""
+def as_evidence(
+    columns: list[tuple[Tensor, ...]], annealing: Annealing, *, method: str, seed: int, upper: bool = False
+) -> Evidence:
+    """The record of the chunks that `weigh` made: of a lower bound, or of an upper one."""
     value, se, effective, tail, accept = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
     return Evidence(
         value=value,
         se=se,
         method=f"{method}, {annealing.num_chains} chains x {annealing.num_temperatures} temperatures "
-        "(a lower bound in expectation)",
+        f"({'an upper' if upper else 'a lower'} bound in expectation)",
         ess=effective,
         pareto_k=tail if annealing.num_chains >= LEAST_FOR_TAIL else None,
-        bias=-0.5 * se.square(),
+        bias=(0.5 if upper else -0.5) * se.square(),
         acceptance=accept.double(),
         settings={"annealing": annealing.describe(), "seed": seed},
     )

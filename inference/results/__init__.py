@@ -1,8 +1,9 @@
 """Frozen records: what an engine or a measurement returns. No state, no computation beyond summaries."""
 
+from inference.results.bidirectional import Bidirectional, Side
 from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
 from inference.results.summary import summarise
 
-__all__ = ["Evidence", "Fit", "Gaps", "Refined", "summarise"]
+__all__ = ["Bidirectional", "Evidence", "Fit", "Gaps", "Refined", "Side", "summarise"]
