@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,14 @@ from torch.distributions import Distribution, MultivariateNormal
 from inference.batches import Data, require_fixed
 from inference.densities import guide_distribution
 from inference.estep import Search, best_rows
-from inference.evidence import Defensive, iwae, proposal_rows
+from inference.evidence import Annealing, ais, iwae, proposal_rows
 from inference.families import Family, FullCovariance, LowRank, family_of
 from inference.given import Given, known_for_one, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
-from inference.results import Evidence, Gaps
+from inference.results import Bidirectional, Evidence, Gaps, summarise
 from inference.scoring import (
     guide_of,
     guide_rows,
@@ -52,6 +52,8 @@ def measure_gaps(
     tol: float = 0.01,
     num_draws: int = 1000,
     num_evidence_draws: int = 5000,
+    annealing: Annealing | None = Annealing(num_temperatures=100),  # noqa: B008 (frozen)
+    bounds: Bidirectional | None = None,
     search: Search = Search(),  # noqa: B008 (frozen)
     given: Given | None = None,
     seed: int | None = None,
@@ -63,9 +65,11 @@ def measure_gaps(
         gap}} + \underbrace{L[q^*] - L[q]}_{\text{amortization gap}}
 
     q* is the best of the guide's own row, a search from it and a cold search, chosen on draws of their own. L[q] and
-    L[q*] are scored by one estimator on the same fresh draws; log p(x) comes from `iwae` with a defensive proposal, on
-    draws of its own, unless it is given. Model and guide run in eval mode; their parameters and buffers have the same
-    bits after.
+    L[q*] are scored by one estimator on the same fresh draws. Unless it is given, log p(x) comes from `iwae` with a
+    defensive proposal and from `ais`, both started at the richest q* found and each on draws of its own. Both are lower
+    bounds in expectation: the one with the larger mean is taken, chosen on one half of their draws and scored on the
+    other; that is `ais` where its mean is larger by more than two Monte Carlo errors, else `iwae`, whose errors are
+    smaller. Model and guide run in eval mode; their parameters and buffers have the same bits after.
 
     Args:
         model: Pyro model.
@@ -77,7 +81,10 @@ def measure_gaps(
         log_evidence: known evidence: a record, or exact values (N,) in nats.
         tol: a search has converged when its estimated remaining gain is below this, nats.
         num_draws: draws, in antithetic pairs, that score L[q] and L[q*].
-        num_evidence_draws: draws behind log p(x).
+        num_evidence_draws: draws of `iwae` behind log p(x).
+        annealing: how `ais` runs; None leaves it out.
+        bounds: what `bdmc` found for this model with this `annealing`: how far AIS can be off on simulated data. It is
+            kept, and a warning where the gap is not large beside it.
         search: how the searches run.
         given: draws (M, *shape) of each latent site outside the data plate: every term is conditional on w and averaged
             over its draws. The mean of log p(x | w) is not log p(x).
@@ -109,12 +116,14 @@ def measure_gaps(
     require_draws(num_evidence_draws, least=50, name="num_evidence_draws")
     if given is not None:
         options: dict[str, Any] = {"family": family, "site": site, "families": families, "tol": tol, "search": search}
-        options |= {"num_draws": num_draws, "num_evidence_draws": num_evidence_draws}
+        options |= {"num_draws": num_draws, "num_evidence_draws": num_evidence_draws, "annealing": annealing}
+        options["bounds"] = bounds
         options["log_evidence"] = known_for_one(log_evidence, given)
         return over_draws(
             lambda p, q, seed: measure_gaps(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
         )
     evidence = _known_evidence(log_evidence, num_data)
+    estimates: dict[str, Evidence] = {}
     for further in families:
         if not further.is_fitted:
             raise ValueError(
@@ -160,26 +169,28 @@ def measure_gaps(
                 proposals.append(rows)
             parts.append({column: values.cpu() for column, values in part.items()})
         if evidence is None:
+            proposal = Local(rich, torch.cat(proposals), name)
+            own_seed = derive_seed(seed, "evidence")
             with clock("evidence"):
-                evidence = iwae(
-                    model,
-                    Local(rich, torch.cat(proposals), name),
-                    data,
-                    num_draws=num_evidence_draws,
-                    proposal=Defensive(),
-                    seed=derive_seed(seed, "evidence"),
-                )
+                estimates["IWAE"] = iwae(model, proposal, data, num_draws=num_evidence_draws, seed=own_seed)
+            if annealing is not None:
+                with clock("annealing"):
+                    estimates["AIS"] = ais(model, data, start=proposal, annealing=annealing, seed=own_seed)
+            evidence = _larger(estimates)
     columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
     settings = {
         "site": name,
         "tol": tol,
         "num_draws": num_draws,
         "num_evidence_draws": num_evidence_draws,
+        "annealing": None if annealing is None else annealing.describe(),
         "search": asdict(search),
         "seed": seed,
         "num_unconverged_by_family": [int((~columns[f"converged_{number}"]).sum()) for number in range(len(families))],
     }
-    return _assemble(columns, evidence, own, families, clock.seconds, settings)
+    gaps = _assemble(columns, evidence, own, families, clock.seconds, settings)
+    width = None if bounds is None else bounds.summary()["width"]
+    return replace(gaps, estimates=estimates, width=None if width is None else (width["mean"], width["se"]))
 
 
 class _Clock:
@@ -247,6 +258,26 @@ def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Ev
     return log_evidence
 
 
+def _larger(estimates: Mapping[str, Evidence]) -> Evidence:
+    """The lower bound with the larger mean, chosen on the first halves of their draws, with its value on the second.
+
+    The first one stays unless another is larger by two Monte Carlo errors.
+    """
+    first, *others = estimates.values()
+    best = first
+    for other in others:
+        lead = summarise(other.halves[0] - best.halves[0], other.halves_se[0].hypot(best.halves_se[0]))  # type: ignore[index, union-attr]
+        if lead["mean"] > 2 * lead["mc_se"]:
+            best = other
+    method = best.method
+    if others:
+        names = ", ".join(estimates)
+        method += f", the larger of {names}, chosen on one half of the draws and scored on the other"
+    # With one estimator there is nothing to choose, and all its draws count.
+    value, se = (best.value, best.se) if not others else (best.halves[1], best.halves_se[1])  # type: ignore[index]
+    return replace(best, value=value, se=se, method=method)
+
+
 def _assemble(
     columns: Mapping[str, Tensor],
     evidence: Evidence,
@@ -278,6 +309,7 @@ def _assemble(
         ess=evidence.ess,
         family=repr(family),
         evidence_method=evidence.method,
+        is_lower_bound=evidence.bound == "lower",
         families=tuple(repr(further) for further in families),
         elbo_local_by_family=torch.stack([columns[f"family_{f}"] for f in by_family]) if families else None,
         elbo_local_by_family_se=torch.stack([columns[f"family_{f}_se"] for f in by_family]) if families else None,

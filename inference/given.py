@@ -240,11 +240,16 @@ def _mean_record(records: Sequence[Record], names: tuple[str, ...], *, seed: int
         return None if values[0] is None else torch.stack(values)
 
     if isinstance(first, Evidence):
-        terms = {"value": "se"}
+        terms = {"value": "se", "halves": "halves_se"}
+        changes |= {name: _mean(column(name)) for name in ("bias", "acceptance")}
         changes["method"] = f"{first.method}, {words}"
     else:
         terms = {term: f"{term}_se" for term in (*Gaps.TERMS, "elbo_local_by_family")}
         changes["evidence_method"] = f"{first.evidence_method}; everything {words}"
+        changes["estimates"] = {
+            name: _mean_record([record.estimates[name] for record in records], names, seed=seed)
+            for name in first.estimates
+        }
         changes["converged"] = torch.stack([record.converged for record in records]).all(0)
         changes["start_gap"] = _largest(column("start_gap"))
         changes["seconds"] = {
@@ -259,6 +264,10 @@ def _mean_record(records: Sequence[Record], names: tuple[str, ...], *, seed: int
     effective = column("ess")
     changes["ess"] = None if effective is None else effective.amin(0)
     return dataclasses.replace(first, **changes)
+
+
+def _mean(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.mean(0)
 
 
 def _largest(values: Tensor | None) -> Tensor | None:

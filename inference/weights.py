@@ -3,12 +3,61 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["ess", "log_mean_exp", "mean_and_se", "pareto_k"]
+__all__ = ["Weighed", "ess", "log_mean_exp", "mean_and_se", "pareto_k", "weigh"]
+
+# Fewer draws show no tail: it would hold fewer than 5.
+LEAST_FOR_TAIL = 25
+
+
+class Weighed(NamedTuple):
+    """What independent weights of mean p(x) say of log p(x), for each datapoint.
+
+    Attributes:
+        value: (N,) log of the mean weight, nats.
+        se: (N,) its standard error, nats.
+        bias: (N,) estimated expectation of `value` less log p(x), nats.
+        ess: (N,) effective number of draws.
+        pareto_k: (N,) tail index; NaN of fewer than 25 draws.
+        halves: (2, N) `value` of the first half of the draws, and of the second.
+        halves_se: (2, N) their standard errors.
+    """
+
+    value: Float[Tensor, " N"]
+    se: Float[Tensor, " N"]
+    bias: Float[Tensor, " N"]
+    ess: Float[Tensor, " N"]
+    pareto_k: Float[Tensor, " N"]
+    halves: Float[Tensor, "2 N"]
+    halves_se: Float[Tensor, "2 N"]
+
+
+def weigh(log_w: Float[Tensor, "S N"]) -> Weighed:
+    r"""Log of the mean weight, with all that says how far to trust it.
+
+    The bias is the delta method's,
+
+    .. math::
+        E[\log \hat p] - \log p \approx -\frac{\mathrm{Var}(w)}{2 S p^2} \approx -\frac{\mathrm{se}^2}{2}
+
+    Args:
+        log_w: (S, N) log weights, nats.
+
+    Example:
+        >>> weigh(torch.zeros(100, 3)).value
+        tensor([0., 0., 0.], dtype=torch.float64)
+    """
+    value, se = log_mean_exp(log_w)
+    tail = pareto_k(log_w) if len(log_w) >= LEAST_FOR_TAIL else torch.full_like(value, math.nan)
+    half = len(log_w) // 2
+    first, second = log_mean_exp(log_w[:half]), log_mean_exp(log_w[half:])
+    halves, halves_se = (torch.stack(pair) for pair in zip(first, second, strict=True))
+    return Weighed(value, se, -0.5 * se.square(), ess(log_w), tail, halves, halves_se)
 
 
 def log_mean_exp(log_w: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
@@ -92,8 +141,8 @@ def pareto_k(log_w: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
         Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling.
     """
     num_draws = len(log_w)
-    if num_draws < 25:
-        raise ValueError(f"log_w: expected at least 25 draws to see a tail; got {num_draws}. Draw more.")
+    if num_draws < LEAST_FOR_TAIL:
+        raise ValueError(f"log_w: expected at least {LEAST_FOR_TAIL} draws to see a tail; got {num_draws}. Draw more.")
     log_w = log_w.double()
     size = min(num_draws // 5, math.ceil(3 * math.sqrt(num_draws)))
     top = (log_w - log_w.amax(0)).topk(size + 1, dim=0).values.flip(0)

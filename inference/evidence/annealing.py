@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
@@ -19,14 +17,12 @@ from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.results import Evidence
-from inference.weights import ess, log_mean_exp, pareto_k
+from inference.weights import weigh
 
-__all__ = ["ais", "as_evidence", "describe_start", "near_posterior", "weigh"]
+__all__ = ["ais", "as_evidence", "describe_start", "near_posterior"]
 
 # A search for the distribution to start from need only come close: what it lacks, annealing makes up for.
 START_TOL = 0.1
-# Fewer chains show no tail.
-LEAST_FOR_TAIL = 25
 
 
 def ais(
@@ -96,13 +92,12 @@ def ais(
         )
     site = site or getattr(start, "site", None) or "z"
     guide = near_posterior(model, data, start, site=site, seed=seed) if isinstance(start, Family) else start
-    columns: list[tuple[Tensor, ...]] = []
+    chunks = []
     with frozen(model, guide), seeded(seed):
         for path in paths(model, data, num_data, guide, site=site, num_chains=annealing.num_chains, seed=seed):
             plan = path.plan(annealing, seed=seed)
-            log_w, accept = path.forward(plan, annealing, seed=seed)
-            columns.append(weigh(log_w, accept))
-    return as_evidence(columns, annealing, method=f"AIS from {describe_start(start)}", seed=seed)
+            chunks.append(path.forward(plan, annealing, seed=seed))
+    return as_evidence(chunks, annealing, method=f"AIS from {describe_start(start)}", seed=seed)
 
 
 def near_posterior(model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int) -> Local:
@@ -112,27 +107,15 @@ def near_posterior(model: Callable[..., Any], data: Data, family: Family, *, sit
     return Local(family, refined.params.to(device_of(model)), site)
 
 
-def weigh(log_w: Float[Tensor, "C B"], accept: Float[Tensor, " B"]) -> tuple[Tensor, ...]:
-    """Value, error, effective chains, tail index and acceptance of one chunk of datapoints."""
-    value, se = log_mean_exp(log_w)
-    tail = pareto_k(log_w) if len(log_w) >= LEAST_FOR_TAIL else torch.full_like(value, math.nan)
-    return value, se, ess(log_w), tail, accept
-
-
-def as_evidence(
-    columns: list[tuple[Tensor, ...]], annealing: Annealing, *, method: str, seed: int, upper: bool = False
-) -> Evidence:
-    """The record of the chunks that `weigh` made: of a lower bound, or of an upper one."""
-    value, se, effective, tail, accept = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+def as_evidence(chunks: Sequence[tuple[Tensor, Tensor]], annealing: Annealing, *, method: str, seed: int) -> Evidence:
+    """The record of each chunk's log weights (C, B) and mean acceptance (B,)."""
+    weighed = weigh(torch.cat([log_w.cpu() for log_w, _ in chunks], dim=1))
     return Evidence(
-        value=value,
-        se=se,
+        **weighed._asdict(),
         method=f"{method}, {annealing.num_chains} chains x {annealing.num_temperatures} temperatures "
-        f"({'an upper' if upper else 'a lower'} bound in expectation)",
-        ess=effective,
-        pareto_k=tail if annealing.num_chains >= LEAST_FOR_TAIL else None,
-        bias=(0.5 if upper else -0.5) * se.square(),
-        acceptance=accept.double(),
+        "(a lower bound in expectation)",
+        bound="lower",
+        acceptance=torch.cat([accept.double().cpu() for _, accept in chunks]),
         settings={"annealing": annealing.describe(), "seed": seed},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
 from inference.densities import latent_prior
-from inference.evidence.annealing import as_evidence, describe_start, near_posterior, weigh
+from inference.evidence.annealing import as_evidence, describe_start, near_posterior
 from inference.evidence.bound import elbo
 from inference.evidence.importance import iwae
 from inference.evidence.path import Annealing, paths
@@ -18,7 +19,7 @@ from inference.families import Constrained, Family, MeanField
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
-from inference.results import Bidirectional, Side
+from inference.results import Bidirectional, Evidence, Side
 from inference.simulation import simulate
 from inference.supports import is_unconstrained
 
@@ -88,26 +89,31 @@ def bdmc(
     latents, simulated = simulate(model, data, num_data=num_data, site=site, seed=derive_seed(seed, "bdmc"))
     real = fetch(data, torch.arange(num_real))
     guide = _guide(model, simulated, start, site=site, seed=seed)
-    forward: list[tuple[Tensor, ...]] = []
-    backward: list[tuple[Tensor, ...]] = []
+    forward, backward = [], []
     with frozen(model, guide), seeded(seed):
         device = device_of(model)
         origin = None if start is None else guide
         for path in paths(model, simulated, num_data, origin, site=site, num_chains=annealing.num_chains, seed=seed):
             plan = path.plan(annealing, seed=seed)
-            forward.append(weigh(*path.forward(plan, annealing, seed=seed)))
-            log_w, accept = path.backward(latents[path.index].to(device), plan, annealing, seed=seed)
-            value, *others = weigh(-log_w, accept)
-            backward.append((-value, *others))
+            forward.append(path.forward(plan, annealing, seed=seed))
+            backward.append(path.backward(latents[path.index].to(device), plan, annealing, seed=seed))
     method = f"AIS from {describe_start(start)}"
-    upper = as_evidence(backward, annealing, method=f"backward {method}", seed=seed, upper=True)
+    lower = as_evidence(forward, annealing, method=method, seed=seed)
+    upper = _upper(
+        as_evidence([(-log_w, a) for log_w, a in backward], annealing, method=f"backward {method}", seed=seed)
+    )
     sides = {
         name: _side(model, x, _guide(model, x, start, site=site, seed=seed), site=site, num_draws=num_draws, seed=seed)
         for name, x in (("simulated", simulated), ("real", real))
     }
-    return Bidirectional(
-        z=latents, x=simulated, lower=as_evidence(forward, annealing, method=method, seed=seed), upper=upper, **sides
-    )
+    return Bidirectional(z=latents, x=simulated, lower=lower, upper=upper, **sides)
+
+
+def _upper(inverse: Evidence) -> Evidence:
+    """An upper bound on log p(x), given the lower bound on -log p(x) that weights of mean 1 / p(x) make."""
+    changes = {name: -getattr(inverse, name) for name in ("value", "bias", "halves")}
+    method = inverse.method.replace("a lower bound", "an upper bound")
+    return dataclasses.replace(inverse, **changes, bound="upper", method=method)  # type: ignore[arg-type]
 
 
 def _guide(

@@ -75,4 +75,6 @@ def elbo(
             values.append(value.cpu())
             errors.append(se.cpu())
     settings = {"num_draws": num_draws, "seed": seed}
-    return Evidence(value=torch.cat(values), se=torch.cat(errors), method="ELBO of the guide", settings=settings)
+    return Evidence(
+        value=torch.cat(values), se=torch.cat(errors), method="ELBO of the guide", bound="lower", settings=settings
+    )

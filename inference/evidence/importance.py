@@ -40,7 +40,7 @@ from inference.objectives import LocalELBO
 from inference.results import Evidence
 from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
 from inference.supports import bijection, is_unconstrained
-from inference.weights import ess, log_mean_exp, pareto_k
+from inference.weights import Weighed, weigh
 
 __all__ = ["Defensive", "iwae", "proposal_rows"]
 
@@ -143,7 +143,7 @@ def iwae(
         return over_draws(
             lambda p, q, seed: iwae(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
         )
-    columns: list[tuple[Tensor, ...]] = []
+    columns: list[Weighed] = []
     made_in = ""
     with frozen(model, guide), seeded(seed):
         for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
@@ -161,7 +161,7 @@ def iwae(
                     _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
                 block = int(index[within[0]]) // BLOCK
                 columns.append(_weigh(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed))
-    value, se, effective, k = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    weighed = Weighed(*(torch.cat(column, dim=-1).cpu() for column in zip(*columns, strict=True)))
     method = (
         f"IWAE, {num_draws} draws from "
         + (f"a widened, defensive proposal{made_in}" if proposal else "the guide")
@@ -173,7 +173,7 @@ def iwae(
         "search": asdict(search),
         "seed": seed,
     }
-    return Evidence(value=value, se=se, method=method, ess=effective, pareto_k=k, settings=settings)
+    return Evidence(**weighed._asdict(), method=method, bound="lower", settings=settings)
 
 
 def proposal_rows(
@@ -209,8 +209,8 @@ def _weigh(
     site: str,
     num_draws: int,
     seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value, error, ess and tail index of one block of datapoints."""
+) -> Weighed:
+    """What the weights of one block of datapoints say."""
     parts = []
     num_noise = noise_size(q) if proposal is None else q.event_shape[0]
     with pyro.validation_enabled(is_validate=False):
@@ -229,9 +229,7 @@ def _weigh(
                     share = math.log(proposal.prior_weight)
                     few_r = torch.logaddexp(few_r, share + terms.log_prior.double())
                 parts.append(terms.log_joint.double() - few_r)
-    log_w = torch.cat(parts)
-    value, se = log_mean_exp(log_w)
-    return value, se, ess(log_w), pareto_k(log_w)
+    return weigh(torch.cat(parts))
 
 
 def _propose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,28 +16,33 @@ __all__ = ["Evidence"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence:
-    """An estimate of log p(x), or a lower bound on it, for each datapoint.
+    """An estimate of log p(x), or a bound on it, for each datapoint.
 
     Attributes:
         value: (N,) nats.
         se: (N,) Monte Carlo standard error, nats (0 for quadrature and closed forms).
         method: what it is, in words.
-        ess: (N,) effective number of draws, or None.
+        bound: "lower" or "upper", where `value` is such a bound on log p(x) in expectation, else None.
+        ess: (N,) effective number of draws or chains, or None.
         pareto_k: (N,) tail index of the importance weights, or None. Above 0.5 `se` is unreliable, above 0.7 `value`
-            is too.
-        bias: (N,) estimated expectation of `value` less log p(x), nats, or None. Of a log-mean-exp it is -se^2 / 2, the
-            delta method's; `value` is not corrected by it.
-        acceptance: (N,) mean acceptance probability of the transitions behind it, or None.
+            is too. NaN where there is no tail to speak of, or too few weights to see one.
+        bias: (N,) estimated expectation of `value` less log p(x), nats, or None. `value` is not corrected by it.
+        acceptance: (N,) mean acceptance probability of the Markov transitions behind it, or None.
+        halves: (2, N) the values on two halves of the draws, or None: what is chosen on one can be scored on the other.
+        halves_se: (2, N) their standard errors.
         settings: everything needed to run it again.
     """
 
     value: Float[Tensor, " N"]
     se: Float[Tensor, " N"]
     method: str
+    bound: Literal["lower", "upper"] | None = None
     ess: Float[Tensor, " N"] | None = None
     pareto_k: Float[Tensor, " N"] | None = None
     bias: Float[Tensor, " N"] | None = None
     acceptance: Float[Tensor, " N"] | None = None
+    halves: Float[Tensor, "2 N"] | None = None
+    halves_se: Float[Tensor, "2 N"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:

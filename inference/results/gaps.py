@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,9 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from inference.results.evidence import Evidence
 from inference.results.summary import summarise
 
 __all__ = ["Gaps"]
+
+# An error of log p(x) of more than this share of the approximation gap is one that a reader must know of.
+TIGHT = 0.1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,6 +40,11 @@ class Gaps:
         start_gap: (N,) |L[warm] - L[cold]|, nats: a check on local optima.
         pareto_k: (N,) tail index of the importance weights behind `log_evidence`, or None.
         ess: (N,) effective number of those draws, or None.
+        estimates: every estimator of log p(x), per datapoint and on all its draws, by name; `log_evidence` is that of
+            one of them, chosen on half of its draws and scored on the other half. Empty where it was given.
+        is_lower_bound: whether `log_evidence` is a lower bound in expectation.
+        width: mean distance of the bounds of bidirectional Monte Carlo on simulated data, nats, and its standard error,
+            or None.
         family: the guide's family, in words.
         families: the further families, in words.
         elbo_local_by_family: (F, N) L[q*] in each further family, and its error.
@@ -77,6 +87,9 @@ class Gaps:
     families: tuple[str, ...] = ()
     elbo_local_by_family: Float[Tensor, "F N"] | None = None
     elbo_local_by_family_se: Float[Tensor, "F N"] | None = None
+    estimates: Mapping[str, Evidence] = field(default_factory=dict)
+    is_lower_bound: bool = False
+    width: tuple[float, float] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -150,7 +163,7 @@ class Gaps:
             "se: another sample of datapoints; mc_se: another seed.",
             "The search for q* can only fall short: the amortization gap is under-estimated.",
         ]
-        if self.pareto_k is not None:
+        if self.is_lower_bound:
             notes.append(
                 "log p(x) can only fall short (a lower bound in expectation): the inference gap is under-estimated."
             )
@@ -160,15 +173,37 @@ class Gaps:
         starts = self.start_gap[self.start_gap.isfinite()]
         if len(starts) and (num_apart := int((starts > 0.1).sum())):
             notes.append(f"Warm and cold search end more than 0.1 nat apart at {num_apart} of {num_data} datapoints.")
+        return notes + self._evidence_notes()
+
+    def _evidence_notes(self) -> list[str]:
+        """Where log p(x) is not tight enough for the gap it is reported with."""
+        notes = []
+        num_data = len(self)
+        gap = abs(float(self.approximation_gap.mean()))
         if self.pareto_k is not None:
-            unreliable = int((self.pareto_k > 0.5).sum())
-            untrusted = int((self.pareto_k > 0.7).sum())
-            if unreliable:
+            if unreliable := int((self.pareto_k > 0.5).sum()):
                 notes.append(
                     f"Pareto k > 0.5 at {unreliable} of {num_data}: the error of log p(x) is unreliable there."
                 )
-            if untrusted:
+            if untrusted := int((self.pareto_k > 0.7).sum()):
                 notes.append(f"Warning: Pareto k > 0.7 at {untrusted} of {num_data}: do not trust log p(x) there.")
+        for name, estimate in self.estimates.items():
+            if estimate.acceptance is not None and estimate.ess is not None and (few := int((estimate.ess < 2).sum())):
+                notes.append(f"Warning: one chain carries the weight of {name} at {few} of {num_data} datapoints.")
+        if len(self.estimates) > 1:
+            means = {name: summarise(estimate.value, estimate.se) for name, estimate in self.estimates.items()}
+            notes.append("Estimators: " + "; ".join(f"{name} {row['mean']:.4f}" for name, row in means.items()) + ".")
+            apart = max(row["mean"] for row in means.values()) - min(row["mean"] for row in means.values())
+            if apart > TIGHT * gap and apart > 3 * math.hypot(*(row["mc_se"] for row in means.values())):
+                notes.append(
+                    f"Warning: the estimators of log p(x) are {apart:.3f} nats apart, beside an approximation gap of "
+                    f"{gap:.3f}: the lower falls short by that much, the higher by an unknown rest."
+                )
+        if self.width is not None and self.width[0] > TIGHT * gap:
+            notes.append(
+                f"Warning: on simulated data AIS can be {self.width[0]:.3f} nats off (se {self.width[1]:.3f}), beside "
+                f"an approximation gap of {gap:.3f}: log p(x) is not tight enough. Raise num_temperatures."
+            )
         return notes
 
 
