@@ -52,7 +52,7 @@ def measure_gaps(
     tol: float = 0.01,
     num_draws: int = 1000,
     num_evidence_draws: int = 5000,
-    annealing: Annealing | None = Annealing(num_temperatures=100),  # noqa: B008 (frozen)
+    annealing: Annealing | None = Annealing(num_temperatures=50),  # noqa: B008 (frozen)
     bounds: Bidirectional | None = None,
     search: Search = Search(),  # noqa: B008 (frozen)
     given: Given | None = None,

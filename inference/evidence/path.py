@@ -24,6 +24,9 @@ from inference.supports import bijection, is_unconstrained
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 
+# Transitions of the pilot chains at least: on a short path they make several at each temperature.
+LEAST_PILOT = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Annealing:
@@ -129,12 +132,12 @@ class Path:
         number = 0
         for t in range(1, annealing.num_temperatures):
             metric = fixed or Metric(square.sqrt())
-            # At the first temperature the step size comes from nowhere.
-            for repeat in range(20 if t == 1 else 1):
+            # At the first temperature the step size comes from nowhere; on a short path the next is far from the last.
+            for repeat in range(20 if t == 1 else -(-LEAST_PILOT // annealing.num_temperatures)):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
                 number += 1
                 point, accept = self._move(point, betas[t], noise, steps.value, metric, annealing.hmc)
-                steps.update(accept, gain=0.5 / (1 + repeat) ** 0.5 if t == 1 else 0.1)
+                steps.update(accept, gain=0.5 / (1 + repeat) ** 0.5 if t == 1 else 0.2)
             # Means of few chains, over the last temperatures.
             centre = centre.lerp(point.z.mean(0), 0.1)
             square = square.lerp((point.z - centre).square().mean(0), 0.05)
@@ -205,7 +208,19 @@ def paths(
             else:
                 _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
                 require_sound(model, start, q, x, site=site)
+                _require_density(q)
         yield Path(model, x, index, site, bijection(prior.support), q)
+
+
+def _require_density(q: Distribution) -> None:
+    try:
+        # A copy: some distributions know the density of their own last draw alone.
+        q.log_prob(q.sample().clone())
+    except NotImplementedError as error:
+        raise ValueError(
+            f"start: expected a distribution whose density is known everywhere; got a {type(q).__name__} ({error}). "
+            "Start from the prior, or from another family."
+        ) from error
 
 
 def _metric_of(q: Distribution) -> Metric | None:
