@@ -119,12 +119,13 @@ def test_the_true_latents_belong_to_the_backward_chains_alone(oracle, monkeypatc
 
 
 def test_a_longer_path_falls_less_short(oracle):
-    x = torch.tensor(oracle.draw(64))
+    x = torch.tensor(oracle.draw(256))
     short, long = (
-        ais(program(oracle).model, x, annealing=dataclasses.replace(SHORT, num_temperatures=t), seed=0).value.mean()
-        for t in (8, 100)
+        ais(program(oracle).model, x, annealing=dataclasses.replace(SHORT, num_temperatures=t), seed=0).value
+        for t in (3, 40)
     )
-    assert short < long - 0.3
+    gain = long - short
+    assert gain.mean() > 3 * gain.std() / 16
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -14,7 +14,7 @@ import xarray as xr
 from inference.draws import save_datatree, to_datatree
 from inference.families import MeanField
 from inference.guides import Amortized, Local
-from inference.results import Gaps
+from inference.results import Evidence, Gaps
 from pyro_vae.likelihoods import Binomial
 
 W = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.2, 0.2]], dtype=torch.float64)
@@ -79,8 +79,19 @@ def make_gaps(num_data):
         families=("FullCovariance(2)",),
         elbo_local_by_family=torch.ones(1, num_data),
         elbo_local_by_family_se=torch.zeros(1, num_data),
+        estimates={
+            "IWAE": estimate(num_data, method="IWAE", pareto_k=torch.full((num_data,), 0.4)),
+            "AIS": estimate(num_data, method="AIS", acceptance=torch.full((num_data,), 0.6)),
+        },
+        is_lower_bound=True,
+        width=(0.1, 0.02),
         settings={"seed": 3},
     )
+
+
+def estimate(num_data, **columns):
+    value = torch.arange(num_data) - 7.0
+    return Evidence(value=value, se=value.abs() / 100, ess=value.abs(), bound="lower", settings={"seed": 3}, **columns)
 
 
 def normal_log_prob(value, loc, scale):

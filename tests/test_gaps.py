@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -9,12 +10,14 @@ from oracles import LinearOracle
 
 from inference import (
     Amortized,
+    Annealing,
     Evidence,
     FullCovariance,
     Gaps,
     Local,
     MeanField,
     Search,
+    bdmc,
     elbo,
     measure_gaps,
     quadrature,
@@ -133,7 +136,8 @@ def test_errors_are_those_of_another_seed(oracle):
     model, guide = pair(oracle, MeanField(5), factor=FACTOR)
     search = Search(max_rounds=1, num_particles=32)
     runs = [
-        measure_gaps(model, guide, x, search=search, num_draws=200, num_evidence_draws=200, seed=s) for s in range(40)
+        measure_gaps(model, guide, x, search=search, annealing=None, num_draws=200, num_evidence_draws=200, seed=s)
+        for s in range(40)
     ]
     for term in Gaps.TERMS:
         spread = torch.stack([getattr(run, term) for run in runs]).std(0)
@@ -150,7 +154,7 @@ def test_the_same_noise_scores_both():
     oracle = LinearOracle.random()
     x = torch.tensor(oracle.draw(16))
     harmful = Search(lr=5.0, first_round=4, max_rounds=1, num_particles=2)
-    gaps = measure_gaps(*pair(oracle, MeanField(5)), x, search=harmful, num_evidence_draws=50, seed=0)
+    gaps = measure_gaps(*pair(oracle, MeanField(5)), x, search=harmful, annealing=None, num_evidence_draws=50, seed=0)
     assert torch.equal(gaps.elbo_local, gaps.elbo_amortized)
     assert not gaps.amortization_gap.any() and not gaps.amortization_gap_se.any()
     assert not gaps.converged.any() and gaps.summary()["num_unconverged"] == 16
@@ -160,7 +164,7 @@ def test_the_same_noise_scores_both():
 def test_elbo_is_measured_as_elbo_does(oracle):
     x = torch.tensor(oracle.draw(10))
     model, guide = pair(oracle, MeanField(5), factor=FACTOR)
-    gaps = measure_gaps(model, guide, x, search=QUICK, num_evidence_draws=50, num_draws=100, seed=3)
+    gaps = measure_gaps(model, guide, x, search=QUICK, annealing=None, num_evidence_draws=50, num_draws=100, seed=3)
     alone = elbo(model, guide, x, num_draws=100, seed=3)
     assert torch.equal(alone.value, gaps.elbo_amortized) and torch.equal(alone.se, gaps.elbo_amortized_se)
 
@@ -168,7 +172,9 @@ def test_elbo_is_measured_as_elbo_does(oracle):
 def test_negative_gaps_are_kept(oracle):
     """At an encoder that is already best, the gap is noise around what little the search cost."""
     x = torch.tensor(oracle.draw(64))
-    gaps = measure_gaps(*pair(oracle, MeanField(5)), x, num_draws=50, num_evidence_draws=50, search=QUICK, seed=0)
+    gaps = measure_gaps(
+        *pair(oracle, MeanField(5)), x, num_draws=50, annealing=None, num_evidence_draws=50, search=QUICK, seed=0
+    )
     assert (gaps.amortization_gap < 0).any()
     assert (gaps.approximation_gap < 0).any()
     assert (gaps.amortization_gap > -4 * gaps.amortization_gap_se - 1e-12).all()
@@ -194,7 +200,9 @@ def test_a_local_guide_is_measured_row_by_row(oracle):
     x = torch.tensor(oracle.draw(70))
     loc = torch.tensor(oracle.posterior_mean(x))
     rows = torch.cat([loc, torch.tensor(-0.5 * np.log(np.diag(oracle.precision))).expand(70, 5)], 1)
-    gaps = measure_gaps(program(oracle), Local(MeanField(5), rows), x, search=QUICK, num_evidence_draws=100, seed=0)
+    gaps = measure_gaps(
+        program(oracle), Local(MeanField(5), rows), x, search=QUICK, annealing=None, num_evidence_draws=100, seed=0
+    )
     assert gaps.inference_gap.mean().item() == pytest.approx(oracle.approximation_gap, abs=0.02)
 
 
@@ -210,14 +218,91 @@ def test_hand_written_guides_are_read_off_their_site(oracle):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", q(torch.tensor(oracle.posterior_mean(x))))
 
-        gaps = measure_gaps(program(oracle), guide, x, search=QUICK, num_evidence_draws=100, seed=0)
+        gaps = measure_gaps(program(oracle), guide, x, search=QUICK, annealing=None, num_evidence_draws=100, seed=0)
         assert gaps.family == name
+
+
+def evidence(value, halves, **changes):
+    count = len(value)
+    fields = {"value": torch.tensor(value), "se": torch.full((count,), 0.01), "method": "one", "bound": "lower"}
+    halves = torch.tensor(halves)
+    return Evidence(**{**fields, "halves": halves, "halves_se": torch.full_like(halves, 0.02), **changes})
+
+
+def test_evidence_is_chosen_on_one_half_of_the_draws_and_scored_on_the_other(oracle, monkeypatch):
+    """On the first halves AIS is the larger one, on the second it is not: its value there is what is reported."""
+    by_name = {
+        "IWAE": evidence([-5.0, -6.0], [[-5.0, -6.0], [-5.0, -6.0]]),
+        "AIS": evidence([-4.5, -5.5], [[-4.0, -5.0], [-5.5, -6.5]], method="another"),
+    }
+    model, guide = pair(oracle, MeanField(5))
+    options = {"search": QUICK, "num_draws": 10, "num_evidence_draws": 50, "seed": 0}
+
+    def measured(*names):
+        for name in by_name:
+            found = by_name[name if name in names else names[0]]
+            monkeypatch.setattr(f"inference.gaps.{name.lower()}", lambda *args, found=found, **kwargs: found)
+        return measure_gaps(model, guide, torch.tensor(oracle.draw(2)), **options)
+
+    gaps = measured("IWAE", "AIS")
+    assert gaps.log_evidence.tolist() == [-5.5, -6.5] and gaps.log_evidence_se.tolist() == [0.02, 0.02]
+    assert gaps.evidence_method.startswith("another, the larger of IWAE, AIS")
+    assert gaps.estimates == by_name and gaps.is_lower_bound
+    assert "Estimators: IWAE -5.5000; AIS -5.0000." in str(gaps)
+    # Where both say the same, the first, whose errors are smaller, stays.
+    assert measured("IWAE").evidence_method.startswith("one, ")
+
+
+def test_every_estimator_is_kept(oracle):
+    x = torch.tensor(oracle.draw(16))
+    gaps = measure_gaps(*pair(oracle, MeanField(5)), x, search=QUICK, num_evidence_draws=500, seed=0)
+    assert list(gaps.estimates) == ["IWAE", "AIS"]
+    for name, estimate in gaps.estimates.items():
+        error = estimate.value - torch.tensor(oracle.log_evidence(x))
+        assert abs(error.mean()) < 4 * estimate.se.square().sum().sqrt() / 16, name
+        assert estimate.bias.shape == estimate.ess.shape == (16,)
+    assert not torch.equal(gaps.estimates["IWAE"].value, gaps.estimates["AIS"].value)
+    assert "annealing" in gaps.seconds and gaps.settings["annealing"]["num_temperatures"] == 50
+    alone = measure_gaps(*pair(oracle, MeanField(5)), x, search=QUICK, num_evidence_draws=500, annealing=None, seed=0)
+    # Nothing to choose between: all draws count.
+    assert torch.equal(alone.log_evidence, gaps.estimates["IWAE"].value) and list(alone.estimates) == ["IWAE"]
+
+
+def test_annealing_takes_over_where_importance_sampling_falls_short():
+    """Above 64 dimensions the proposal is mean-field, too narrow for a posterior with correlations."""
+    oracle = LinearOracle.random(90, 70, scale=3.0)
+    x = torch.tensor(oracle.draw(8))
+    model, guide = pair(oracle, MeanField(70))
+    gaps = measure_gaps(model, guide, x, search=QUICK, num_draws=100, num_evidence_draws=1000, seed=0)
+    log_p = oracle.log_evidence(x)
+    iwae, ais = ((gaps.estimates[name].value - torch.tensor(log_p)).mean() for name in ("IWAE", "AIS"))
+    assert iwae < ais - 0.1 and gaps.evidence_method.startswith("AIS")
+    assert "Warning: the estimators of log p(x) are" in str(gaps)
+
+
+def test_bounds_that_are_wide_beside_the_gap_are_said(oracle):
+    model, guide = pair(oracle, MeanField(5))
+    x = torch.tensor(oracle.draw(8))
+    crude = Annealing(num_temperatures=5, num_chains=2)
+    bounds = bdmc(model, x, num_data=16, annealing=crude, seed=0)
+    options = {"search": QUICK, "num_draws": 10, "num_evidence_draws": 50, "annealing": None, "seed": 0}
+    gaps = measure_gaps(model, guide, x, bounds=bounds, **options)
+    assert gaps.width == (bounds.width.mean().item(), pytest.approx(bounds.width.std().item() / 4))
+    assert "nats off" in str(gaps)
+    tight = dataclasses.replace(bounds, upper=bounds.lower)
+    assert "nats off" not in str(measure_gaps(model, guide, x, bounds=tight, **options))
 
 
 def test_what_the_table_says(oracle):
     x = torch.tensor(oracle.draw(6))
     gaps = measure_gaps(
-        *pair(oracle, MeanField(5)), x, families=[FullCovariance(5)], num_evidence_draws=100, search=QUICK, seed=0
+        *pair(oracle, MeanField(5)),
+        x,
+        families=[FullCovariance(5)],
+        annealing=None,
+        num_evidence_draws=100,
+        search=QUICK,
+        seed=0,
     )
     text = str(gaps)
     for part in (
