@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
@@ -30,6 +31,7 @@ __all__ = [
     "log_joint",
     "log_weights",
     "observed_log_prob",
+    "prior_alone",
     "require_rowwise",
     "weights_from_noise",
 ]
@@ -207,6 +209,19 @@ def latent_prior(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distr
         raise ValueError(_no_such_site("model", site, latent))
     _require_local("model", site, sites)
     return _local_distribution(sites[site], site, len(x))
+
+
+def prior_alone(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distribution:
+    """As `latent_prior`, for a model known to keep the contract: it is left where it samples z, and draws nothing.
+
+    Raises:
+        ValueError: the model has no such site.
+    """
+    try:
+        poutine.escape(model, escape_fn=lambda message: message["name"] == site)(x)
+    except NonlocalExit as reached:
+        return _local_distribution(reached.site, site, len(x))  # type: ignore[arg-type]
+    raise ValueError(_no_such_site("model", site, {}))
 
 
 def observed_log_prob(model: Program, x: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:

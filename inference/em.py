@@ -18,11 +18,11 @@ from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
-from inference.noise import antithetic, derive_seed, resolve_seed, seeded
-from inference.objectives import LocalELBO
+from inference.noise import antithetic, derive_seed, like, resolve_seed, seeded
+from inference.objectives import LocalELBO, Loss
 from inference.results import Fit
 from inference.rows import RowAdam
-from inference.scoring import like, require_contract, require_readable
+from inference.scoring import require_contract, require_readable
 from inference.training import Training, blame_site, device_for, optimise
 
 __all__ = ["fit_em"]
@@ -38,10 +38,10 @@ class Table:
     """Rows of variational parameters with their own optimiser state, moved by E-steps at a given model.
 
     Args:
-        objective: the ELBO at a row.
+        objective: the loss at a row.
         params: (N, K) rows to start from.
         lr: step size, in the family's `step_units`.
-        num_particles: draws a step and datapoint, in antithetic pairs.
+        num_particles: values of the loss a step and datapoint, in antithetic pairs.
     """
 
     def __init__(self, objective: LocalELBO, params: Float[Tensor, "N K"], *, lr: float, num_particles: int) -> None:
@@ -53,7 +53,8 @@ class Table:
 
     def noise(self, num_rows: int) -> Float[Tensor, "S B R"]:
         """Fresh antithetic noise from torch's global generator."""
-        shape = (self.num_particles // 2, num_rows, self.objective.family.num_noise)
+        num_draws = self.num_particles // 2 * self.objective.loss.num_particles
+        shape = (num_draws, num_rows, self.objective.family.num_noise)
         return antithetic(torch.randn(shape, dtype=self.params.dtype, device=self.params.device))
 
     def e_step(self, x: Tensor, index: Tensor, num_steps: int, *, lr_factor: float = 1.0) -> Float[Tensor, "B K"]:
@@ -82,6 +83,7 @@ def fit_em(
     *,
     site: str | None = None,
     init: Callable[..., Any] | Float[Tensor, "N K"] | None = None,
+    loss: Loss | None = None,
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
     given: Given | None = None,
@@ -104,6 +106,8 @@ def fit_em(
         data: (N, P) training data, each with a fixed x.
         site: name of the latent site; by default that of `init`, else "z".
         init: a guide, (N, K) rows of parameters, or None: the standard normal for every datapoint.
+        loss: what E-steps and M-steps minimise, and how; by default `StickingTheLanding()`, or `PathwiseELBO()` in a
+            family whose densities are known at its own draws alone. What is reported is always the ELBO.
         training: settings.
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
@@ -143,7 +147,7 @@ def fit_em(
     device = device_for(training, model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):
-        objective = LocalELBO(model, family, site)
+        objective = LocalELBO(model, family, site, loss=loss)
         index = torch.arange(min(num_data, training.batch_size))
         first = fetch(data, index, device=device)
         # In eval mode, so that looking at the model moves no running statistics.
@@ -177,10 +181,10 @@ def fit_em(
             with eval_mode(model):
                 rows = local.e_step(x, index, training.local_steps, lr_factor=lr_factor)
             noise = local.noise(len(x))
-            loss = objective(x, rows, noise).mean()
-            if objective.kl_weight == 1.0:
-                return loss, -loss
-            return loss, objective.log_weights(x, rows, noise).mean()
+            value = objective(x, rows, noise).mean()
+            if objective.kl_weight == 1.0 and objective.loss.is_elbo:
+                return value, -value
+            return value, objective.log_weights(x, rows, noise).mean()
 
         fit = optimise(
             objective,
@@ -200,7 +204,8 @@ def fit_em(
         with eval_mode(model), pyro.validation_enabled(is_validate=False):
             for index, x in _batches(model, data, device=device):
                 local.settle(x, index, LAST_STEPS)
-    settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "seed": seed}
+    settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site}
+    settings |= {"loss": repr(objective.loss), "seed": seed}
     settings |= describe_one(given)
     return dataclasses.replace(fit, params=local.params.cpu(), settings=settings)
 

@@ -16,21 +16,21 @@ from inference.batches import Data, require_fixed
 from inference.families import Family, from_noise
 from inference.given import Given, describe_one, one_draw
 from inference.isolation import device_of, frozen
-from inference.noise import antithetic, normal_noise, resolve_seed, seeded
-from inference.objectives import LocalELBO
+from inference.noise import antithetic, like, normal_noise, resolve_seed, seeded
+from inference.objectives import LocalELBO, Loss
 from inference.results import Refined
 from inference.rows import RowAdam
 from inference.scoring import (
+    bound_noise,
     guide_of,
     guide_rows,
-    like,
     pair_means,
     read_chunks,
     require_contract,
     require_draws,
     require_tol,
     score,
-    scoring_noise,
+    score_bound,
 )
 from inference.weights import mean_and_se
 
@@ -43,6 +43,8 @@ LOOKS = (1 / 16, 1 / 4, 1)
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How the search for q* runs. Rounds double in length; what the last round gained estimates what is still to gain.
+
+    A draw is a value of the bound that is searched: k draws of q where the loss makes one of k.
 
     Attributes:
         lr: step size of the first round; halved for a datapoint whenever a round gains it less than `settle`.
@@ -100,6 +102,7 @@ def refine(
     *,
     site: str | None = None,
     init: Callable[..., Any] | Float[Tensor, "N K"] | None = None,
+    loss: Loss | None = None,
     tol: float = 0.01,
     num_draws: int = 1000,
     search: Search = Search(),  # noqa: B008 (frozen)
@@ -126,6 +129,9 @@ def refine(
         data: (N, P) datapoints, each with a fixed x.
         site: name of the latent site; by default that of `init`, else "z".
         init: a guide whose distributions lie in `family`, (N, K) rows of parameters, or None for a cold start alone.
+        loss: minus the bound that q* is best for, and the estimator of its gradient; by default `StickingTheLanding()`,
+            or `PathwiseELBO()` in a family whose densities are known at its own draws alone. It is what the search, the
+            choice between its results and `remaining` go by; `elbo` is always the ELBO.
         tol: nats per datapoint.
         num_draws: draws, in antithetic pairs, that score the result; they chose nothing.
         search: how the search runs.
@@ -156,8 +162,9 @@ def refine(
     guide = init if callable(init) else None
     parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
-        objective = LocalELBO(model, family, site)
-        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
+        objective = LocalELBO(model, family, site, loss=loss)
+        num_particles = search.num_particles * objective.loss.num_particles
+        for index, x in read_chunks(model, data, num_data, num_particles, device=device_of(model, guide)):
             start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
             found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed)
             draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)
@@ -175,6 +182,7 @@ def refine(
         settings={
             "family": repr(family),
             "site": site,
+            "loss": repr(objective.loss),
             "tol": tol,
             "num_draws": num_draws,
             "search": asdict(search),
@@ -230,19 +238,19 @@ def best_rows(
         if start is None:
             return Candidates(*searched[0], unknown)
         rows = torch.stack([*(params for params, _ in searched), start])
-        elbo = torch.stack(
+        bound = torch.stack(
             [
-                score(objective, x, index, params, num_draws=search.num_select_draws, seed=seed, stage="select")
-                .double()
-                .mean(0)
+                score_bound(
+                    objective, x, index, params, num_values=search.num_select_draws, seed=seed, stage="select"
+                ).mean(0)
                 for params in rows
             ]
         )
-        elbo = elbo.nan_to_num(-math.inf, math.inf, -math.inf).cpu()
+        bound = bound.nan_to_num(-math.inf, math.inf, -math.inf).cpu()
         columns = torch.arange(len(x))
         # What remains after the better search also remains at the untouched row, which is taken where neither beat it.
-        remaining = torch.stack([left for _, left in searched])[elbo[:-1].argmax(0), columns]
-        return Candidates(rows[elbo.argmax(0), columns], remaining, (elbo[0] - elbo[1]).abs() if cold else unknown)
+        remaining = torch.stack([left for _, left in searched])[bound[:-1].argmax(0), columns]
+        return Candidates(rows[bound.argmax(0), columns], remaining, (bound[0] - bound[1]).abs() if cold else unknown)
 
 
 def _search(
@@ -315,7 +323,7 @@ def _ascend(
     step: int,
 ) -> Average:
     """`num_steps` of Adam on the rows, and the mean of the second half of the iterates (Polyak & Juditsky 1992)."""
-    shape = (num_particles // 2, objective.family.num_noise)
+    shape = (num_particles // 2 * objective.loss.num_particles, objective.family.num_noise)
     sums = rows.new_zeros(2, *rows.shape)
     quarter = num_steps // 4
     for t in range(num_steps):
@@ -350,15 +358,7 @@ def _judge(
     drawn = 0
     for look, share in enumerate(LOOKS):
         num_draws = 2 * round(share * search.num_judge_draws / 2) - drawn
-        noise = scoring_noise(
-            x,
-            index[doubt],
-            objective.family,
-            num_draws,
-            seed=seed,
-            stage=f"{stage}/judge/{look}",
-            step=step,
-        )
+        noise = bound_noise(objective, x, index[doubt], num_draws, seed=seed, stage=f"{stage}/judge/{look}", step=step)
         draws = pair_means(_gains(objective, x[doubt], old[doubt], new[doubt], noise)).cpu()
         drawn += num_draws
         count[doubt] += len(draws)
@@ -384,23 +384,23 @@ def _spread(
     stage: str,
     step: int,
 ) -> Float[Tensor, " B"]:
-    """ELBO of an average less the mean ELBO of its halves.
+    """Bound of an average less the mean bound of its halves.
 
-    Where the ELBO is quadratic and the halves err independently, this is what the average itself still lacks: it is
+    Where the bound is quadratic and the halves err independently, this is what the average itself still lacks: it is
     wrong by half the variance of a half, and its halves differ by twice that variance.
     """
     num_draws = 2 * round(LOOKS[0] * search.num_judge_draws / 2)
-    noise = scoring_noise(x, index, objective.family, num_draws, seed=seed, stage=f"{stage}/spread", step=step)
+    noise = bound_noise(objective, x, index, num_draws, seed=seed, stage=f"{stage}/spread", step=step)
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in noise:
-        elbo = [objective.log_weights(x, rows, part).double().sum(0) for rows in average]
-        total += elbo[0] - (elbo[1] + elbo[2]) / 2
+        bound = [objective.bounds(x, rows, part).sum(0) for rows in average]
+        total += bound[0] - (bound[1] + bound[2]) / 2
     return (total / num_draws).cpu()
 
 
 @torch.no_grad()
 def _gains(objective: LocalELBO, x: Tensor, old: Tensor, new: Tensor, noise: Iterator[Tensor]) -> Float[Tensor, "S B"]:
-    """Differences of log weights between two sets of rows on the same noise, with most of their noise taken out.
+    """Differences of the bound between two sets of rows on the same noise, with most of their noise taken out.
 
     The score of q half way between the rows, along their difference, has mean zero; added, it leaves of the difference
     what the gradient without the score would integrate to, which at q = posterior has no variance.
@@ -408,9 +408,10 @@ def _gains(objective: LocalELBO, x: Tensor, old: Tensor, new: Tensor, noise: Ite
     family, middle, nudge = objective.family, (old + new) / 2, 0.05 * (new - old)
     parts = []
     for part in noise:
-        gain = objective.log_weights(x, new, part).double() - objective.log_weights(x, old, part).double()
+        gain = objective.bounds(x, new, part) - objective.bounds(x, old, part)
         if family.has_log_prob:
             z, _ = from_noise(family(middle), part)
-            gain += (family(middle + nudge).log_prob(z) - family(middle - nudge).log_prob(z)) / 0.1
+            score = (family(middle + nudge).log_prob(z) - family(middle - nudge).log_prob(z)) / 0.1
+            gain += objective.pairwise(score, lambda draws: draws.mean(1))
         parts.append(gain)
     return torch.cat(parts)

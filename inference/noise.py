@@ -87,6 +87,11 @@ def normal_noise(
     return torch.cat(parts).transpose(0, 1).to(like.device)
 
 
+def like(x: Tensor) -> Tensor:
+    """An empty tensor with the dtype and device that rows and noise for these data take."""
+    return x.new_empty(0) if x.is_floating_point() else x.new_empty(0, dtype=torch.get_default_dtype())
+
+
 def antithetic(noise: Float[Tensor, "S B D"]) -> Float[Tensor, "2*S B D"]:
     """The noise and its mirror image: what is odd in it cancels exactly in a mean."""
     return torch.cat([noise, -noise])

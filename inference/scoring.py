@@ -17,7 +17,7 @@ from inference.densities import densities, guide_distribution, latent_prior, obs
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
 from inference.isolation import eval_mode
-from inference.noise import BLOCK, derive_seed, normal_noise, own_random_state, seeded
+from inference.noise import BLOCK, derive_seed, like, normal_noise, own_random_state, seeded
 from inference.objectives import LocalELBO
 from inference.supports import describe, same_support
 
@@ -138,6 +138,30 @@ def score(
         return torch.cat([objective.log_weights(x, rows, part) for part in noise])
 
 
+def score_bound(
+    objective: LocalELBO,
+    x: Float[Tensor, "B P"],
+    index: Int[Tensor, " B"],
+    rows: Float[Tensor, "B K"],
+    *,
+    num_values: int,
+    seed: int,
+    stage: str,
+) -> Float[Tensor, "S B"]:
+    """Values at these rows of the bound that is searched, in antithetic pairs: log weights where it is the ELBO."""
+    noise = bound_noise(objective, x, index, num_values, seed=seed, stage=stage)
+    with pyro.validation_enabled(is_validate=False):
+        return torch.cat([objective.bounds(x, rows, part) for part in noise])
+
+
+def bound_noise(
+    objective: LocalELBO, x: Tensor, index: Tensor, num_values: int, *, seed: int, stage: str, step: int = 0
+) -> Iterator[Float[Tensor, "S B R"]]:
+    """The noise of `scoring_noise` for so many values of the objective's bound, each part a whole number of them."""
+    size = objective.loss.num_particles
+    return scoring_noise(x, index, objective.family, num_values * size, seed=seed, stage=stage, step=step, whole=size)
+
+
 @torch.no_grad()
 def score_distribution(
     model: Callable[..., Any],
@@ -167,17 +191,18 @@ def scoring_noise(
     seed: int,
     stage: str,
     step: int = 0,
+    whole: int = 1,
 ) -> Iterator[Float[Tensor, "S B R"]]:
     """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
 
-    The parts' size is fixed, so that the numbers do not depend on the chunk. What needs more numbers than D gets the
-    rest from elsewhere: its first D are those of every other family.
+    The parts' size is fixed, a multiple of `whole` pairs, so that the numbers do not depend on the chunk. What needs
+    more numbers than D gets the rest from elsewhere: its first D are those of every other family.
     """
     if isinstance(drawn, Family):
         size, extra = drawn.num_latents, drawn.num_noise - drawn.num_latents
     else:
         size, extra = drawn.event_shape[0], noise_size(drawn) - drawn.event_shape[0]
-    part = 16  # pairs
+    part = whole * max(1, 16 // whole)  # pairs
     for first in range(0, num_draws // 2, part):
         pairs = min(part, num_draws // 2 - first)
         noise = normal_noise(seed, f"{stage}/{first}", index, (pairs, size), step=step, like=like(x))
@@ -263,11 +288,6 @@ def _require_fit(
 def draws_for(x: Float[Tensor, "B P"]) -> int:
     """How many draws for all of `x` fit in memory at once."""
     return max(1, VALUES_AT_ONCE // x.numel())
-
-
-def like(x: Tensor) -> Tensor:
-    """An empty tensor with the dtype and device that rows and noise for these data take."""
-    return x.new_empty(0) if x.is_floating_point() else x.new_empty(0, dtype=torch.get_default_dtype())
 
 
 def require_tol(tol: float) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 from inference.batches import Data, fetch, require_data
 from inference.densities import densities, latent_prior
 from inference.isolation import device_of, frozen
-from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
-from inference.scoring import like
+from inference.noise import BLOCK, derive_seed, like, resolve_seed, seeded
 
-__all__ = ["simulate"]
+__all__ = ["draw_pairs", "simulate"]
 
 
 def simulate(
@@ -68,13 +67,30 @@ def simulate(
             if not first:
                 latent_prior(model, x, site=site)
             with seeded(derive_seed(seed, "simulate", first // BLOCK)):
-                nodes: Mapping[str, Any] = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes
-            z, drawn = nodes[site]["value"], nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
+                z, drawn = draw_pairs(model, x, site=site)
             if not first:
                 densities(model, drawn, z.unsqueeze(0), site=site)
             latents.append(z.cpu())
             values.append(drawn.cpu())
     return torch.cat(latents)[:num_data], torch.cat(values)[:num_data]
+
+
+@torch.no_grad()
+def draw_pairs(
+    model: Callable[..., Any], x: Float[Tensor, "B P"], *, site: str
+) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P"]]:
+    """As many pairs (z, x) from the model as there are datapoints, from torch's global generator.
+
+    Args:
+        model: Pyro model with one observed site, known to have the latent one.
+        x: (B, P) data of the kind that the model is for.
+        site: name of the latent site.
+
+    Raises:
+        ValueError: x cannot be simulated; the message names the site.
+    """
+    nodes: Mapping[str, Any] = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes
+    return nodes[site]["value"], nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
 
 
 def _observed_site(nodes: Mapping[str, Any], site: str, x: Tensor) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
-from inference.objectives import AmortizedELBO
+from inference.objectives import AmortizedELBO, AmortizedLoss, Loss, Objective
 from inference.results import Fit
 from inference.scoring import require_readable
 from inference.training import Training, blame_site, device_for, optimise
@@ -36,7 +36,7 @@ def fit_svi(
     guide: Callable[..., Any],
     data: Data,
     *,
-    loss: ELBO | None = None,
+    loss: ELBO | Loss | None = None,
     train: Literal["all", "guide"] = "all",
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
@@ -65,7 +65,8 @@ def fit_svi(
         model: Pyro model.
         guide: Pyro guide.
         data: (N, P) training data; dynamic binarization is welcome.
-        loss: any Pyro ELBO object; `Trace_ELBO()` by default.
+        loss: a loss of this package, such as `IWAE(8)`, or any Pyro ELBO object; `Trace_ELBO()` by default. What is
+            reported is always the ELBO.
         train: "all", or "guide": the guide alone, on a frozen model in eval mode. A model that shares weights with the
             guide (a VampPrior) keeps a copy of its own from then on.
         training: settings.
@@ -76,8 +77,9 @@ def fit_svi(
         The true ELBO over training, and why the run ended.
 
     Raises:
-        ValueError: nothing to train, a loss that is wrong under warm-up or scaling, or a global site that the guide
-            does not sample.
+        ValueError: nothing to train, a loss that is wrong under warm-up, scaling or in minibatches, or a global site
+            that the guide does not sample.
+        TypeError: a loss of another kind.
         FloatingPointError: a value became NaN or infinite; the message names the site.
 
     Example:
@@ -96,8 +98,13 @@ def fit_svi(
     if train not in ("all", "guide"):
         raise ValueError(f"train: expected 'all' or 'guide'; got {train!r}.")
     loss = Trace_ELBO() if loss is None else loss
-    if not isinstance(loss, ELBO):
-        raise TypeError(f"loss: expected a Pyro ELBO object, for example Trace_ELBO(); got {type(loss).__name__}.")
+    if not isinstance(loss, ELBO | Loss):
+        raise TypeError(
+            f"loss: expected a Pyro ELBO object, for example Trace_ELBO(), or a loss of this package, for example "
+            f"IWAE(8); got {type(loss).__name__}."
+        )
+    if isinstance(loss, ReweightedWakeSleep):
+        _require_single(len(data), training)
     device = device_for(training, model, guide)
 
     if train == "guide":
@@ -125,16 +132,26 @@ def fit_svi(
             _require_unscaled(scaled, training)
         whole, num_data = (model, guide), None
         if found.names:
+            if isinstance(loss, Loss):
+                raise ValueError(
+                    f"loss: {type(loss).__name__} bounds each datapoint by itself; site '{found.names[0]}' lies "
+                    "outside the data plate and belongs to all. Use Trace_ELBO()."
+                )
             require_scalable(found, loss, scaled)
             num_data = len(data)
             whole = (whole_data(model, num_data, found.plates), whole_data(guide, num_data, found.plates))
-        objective = AmortizedELBO(*whole, loss, list(leaves.values()), num_data=num_data)
+        objective: Objective
+        if isinstance(loss, Loss):
+            objective, estimates_elbo = AmortizedLoss(model, guide, loss), loss.is_elbo
+        else:
+            objective = AmortizedELBO(*whole, loss, list(leaves.values()), num_data=num_data)
+            estimates_elbo = type(loss) in _TRUE_ELBO and scaled is None
         # What the ELBO is read off: a scale inside the programs changes the loss, not the ELBO.
         true_model, true_guide = (model, guide) if scaled is None else (_Unscaled()(model), _Unscaled()(guide))
 
         def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
             value = objective(x)
-            if type(loss) in _TRUE_ELBO and objective.kl_weight == 1.0 and scaled is None:
+            if estimates_elbo and objective.kl_weight == 1.0:
                 return value, -value
             with torch.no_grad():
                 if num_data is not None:
@@ -158,7 +175,8 @@ def fit_svi(
             label="SVI",
             check=lambda x, index: require_readable(model, x, index),
         )
-    settings = {**fit.settings, "engine": "svi", "train": train, "loss": type(loss).__name__, "seed": seed}
+    settings = {**fit.settings, "engine": "svi", "train": train, "seed": seed}
+    settings["loss"] = repr(loss) if isinstance(loss, Loss) else type(loss).__name__
     if found.names:
         settings["global_sites"] = list(found.names)
     return dataclasses.replace(fit, settings=settings)
@@ -228,5 +246,14 @@ def _require_unscaled(scaled: str | None, training: Training) -> None:
         raise ValueError(
             "loss: RenyiELBO bounds the whole batch, and is wrong under KL warm-up, under scaling and in subsampled "
             "plates; "
-            f"got {wrong}. Use Trace_ELBO, or train without it."
+            f"got {wrong}. Use inference.Renyi, which bounds each datapoint, or Trace_ELBO, or train without it."
+        )
+
+
+def _require_single(num_data: int, training: Training) -> None:
+    """ReweightedWakeSleep normalises its weights after the sum over the batch: they are the batch's."""
+    if (size := min(num_data, training.batch_size)) > 1:
+        raise ValueError(
+            "loss: ReweightedWakeSleep gives a whole batch one set of importance weights, which degenerate as it grows;"
+            f" got batches of {size}. Use inference.WakeSleep, which weighs each datapoint by itself."
         )

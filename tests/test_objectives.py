@@ -23,7 +23,7 @@ from inference.families import FullCovariance, MeanField
 from inference.guides import Amortized
 from inference.isolation import private_store, trainable
 from inference.noise import antithetic, seeded
-from inference.objectives import AmortizedELBO, LocalELBO
+from inference.objectives import AmortizedELBO, LocalELBO, PathwiseELBO, StickingTheLanding
 
 D, P, B, S = 2, 3, 4, 6
 SCALE = 0.7
@@ -91,7 +91,7 @@ def mean_field_by_hand(linear, x, rows, noise, *, weight=1.0):
 @pytest.mark.parametrize("stick", [True, False])
 def test_local_gradient_draw_by_draw(linear, x, stick, weight):
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
-    objective = LocalELBO(linear.model, MeanField(D), "z", stick=stick)
+    objective = LocalELBO(linear.model, MeanField(D), "z", loss=StickingTheLanding() if stick else PathwiseELBO())
     objective.kl_weight = weight
     value, gradient, stuck = mean_field_by_hand(linear, x, rows, noise, weight=weight)
     with private_store(linear.model):
@@ -121,7 +121,7 @@ def test_local_gradient_of_the_exact_expectation(linear, x):
     in_loc = (loc - mean) @ precision
     in_log_scale = precision.diagonal() * variance - 1
     expected = torch.cat([in_loc, in_log_scale * (1 - torch.tanh(raw / 12) ** 2)], -1)
-    objective = LocalELBO(linear.model, MeanField(D), "z", stick=False)
+    objective = LocalELBO(linear.model, MeanField(D), "z", loss=PathwiseELBO())
     with private_store(linear.model):
         torch.testing.assert_close(objective.row_gradient(x, rows, noise), expected)
 
@@ -145,7 +145,7 @@ def test_sticking_the_landing_vanishes_at_the_posterior(linear, x):
     family = FullCovariance(D)
     rows = family.params_from(dist.MultivariateNormal(mean, covariance))
     objective = LocalELBO(linear.model, family, "z")
-    full = LocalELBO(linear.model, family, "z", stick=False)
+    full = LocalELBO(linear.model, family, "z", loss=PathwiseELBO())
     marginal = linear.weight.T @ linear.weight + SCALE**2 * torch.eye(P)
     evidence = dist.MultivariateNormal(linear.bias, marginal).log_prob(x).detach()
     with private_store(linear.model):

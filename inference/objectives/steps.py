@@ -1,4 +1,4 @@
-"""What a training step optimises: one small module each, whose `forward(batch)` is all that a step calls."""
+"""What a training step calls: one small module each, whose `forward(batch)` is minimised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from inference.densities import densities
-from inference.families import Family, from_noise
+from inference.densities import densities, guide_distribution
+from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
+from inference.noise import like
+from inference.objectives.elbo import PathwiseELBO, StickingTheLanding
+from inference.objectives.loss import Joint, Loss
+from inference.objectives.wake_sleep import WakeSleep
 
-__all__ = ["AmortizedELBO", "LocalELBO", "Objective"]
+__all__ = ["AmortizedELBO", "AmortizedLoss", "LocalELBO", "Objective"]
 
 
 class Objective(nn.Module):
@@ -112,8 +116,35 @@ class AmortizedELBO(Objective):
         return _GivenGradients.apply(loss, grads, *self._leaves)
 
 
+class AmortizedLoss(Objective):
+    """A loss at the guide's distributions, one value of its bound a datapoint.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        loss: minus a bound on log p(x), per datapoint.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.guide = guide
+        self.loss = loss
+
+    def forward(self, x: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
+        """The mean loss of a minibatch on noise from torch's global generator, nats per datapoint."""
+        site, q = guide_distribution(self.guide, x)
+        log_p = Joint(self.model, x, site)
+        shape = (self.loss.num_particles, len(x), noise_size(q))
+        noise = torch.randn(shape, dtype=like(x).dtype, device=x.device)
+        loss = self.loss(log_p, q, noise, kl_weight=self.kl_weight)
+        if isinstance(self.loss, WakeSleep):
+            loss = loss + self.loss.sleep(log_p, self.guide)
+        return loss.mean()
+
+
 class LocalELBO(Objective):
-    r"""Minus the ELBO of every datapoint at its own row of variational parameters.
+    r"""A loss at a row of variational parameters of every datapoint's own, by default minus the ELBO.
 
     .. math::
         -L(\lambda_n) = -\frac1S \sum_s \left[ \log p(x_n \mid z_{sn})
@@ -125,44 +156,68 @@ class LocalELBO(Objective):
         model: Pyro model.
         family: variational family.
         site: name of the latent site.
-        stick: whether the gradient in the rows leaves out the score of q, whose mean is zero ("sticking the landing"):
-            at q = posterior it then vanishes draw by draw.
+        loss: what is minimised; by default `StickingTheLanding()`, or `PathwiseELBO()` in a family whose densities are
+            known at its own draws alone.
 
-    References:
-        Roeder, Wu & Duvenaud (2017), Sticking the landing.
+    Raises:
+        ValueError: the loss needs a guide that can be run on other datapoints.
     """
 
-    def __init__(self, model: Callable[..., Any], family: Family, site: str, *, stick: bool = True) -> None:
+    def __init__(self, model: Callable[..., Any], family: Family, site: str, *, loss: Loss | None = None) -> None:
         super().__init__()
+        if loss is None:
+            loss = StickingTheLanding() if family.has_log_prob else PathwiseELBO()
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                f"loss: expected a loss of this package, for example PathwiseELBO(); got {type(loss).__name__}. Pyro's "
+                "ELBO objects sum over datapoints; fit_svi takes them."
+            )
+        if loss.amortized_only:
+            raise ValueError(
+                f"loss: {type(loss).__name__} trains a guide on simulated datapoints, which have no rows. Use fit_svi, "
+                "or take IWAE."
+            )
         self.model = model
         self.family = family
         self.site = site
-        self.stick = stick and family.has_log_prob
+        self.loss = loss
 
     def forward(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, " B"]:
-        """Minus the ELBO of each datapoint, nats.
+        """The loss of each datapoint, nats.
 
         Args:
             x: (B, P) datapoints.
             rows: (B, K) their variational parameters.
-            noise: (S, B, R) standard normal, R = `family.num_noise`.
+            noise: (S, B, R) standard normal, R = `family.num_noise`; S a multiple of the loss's `num_particles`.
         """
-        z, log_q = from_noise(self.family(rows), noise)
-        terms = densities(self.model, x, z, site=self.site)
-        if self.stick and rows.requires_grad:
-            path = self.family(rows.detach()).log_prob(z)
-            log_q = log_q.detach() + (path - path.detach())
-        return -(terms.log_likelihood + self.kl_weight * (terms.log_prior - log_q)).mean(0)
+        log_p, q = Joint(self.model, x, self.site), self.family(rows)
+        if not rows.requires_grad:
+            # What is differentiated then, the model and weights of the family, is not q's alone.
+            return self.loss.keeping_score(log_p, q, noise, kl_weight=self.kl_weight)
+        return self.loss(log_p, q, noise, kl_weight=self.kl_weight, still=self.family(rows.detach()))
 
     @torch.no_grad()
     def log_weights(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, "S B"]:
-        """Every draw's log p(x, z) - log q(z): their mean is the true ELBO, whatever the KL weight."""
+        """Every draw's log p(x, z) - log q(z): their mean is the true ELBO, whatever the loss and the KL weight."""
         z, log_q = from_noise(self.family(rows), noise)
         return densities(self.model, x, z, site=self.site).log_joint - log_q
+
+    def bounds(
+        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "2*G*k B R"]
+    ) -> Float[Tensor, "2*G B"]:
+        """Values of the bound that the loss is minus of, on noise in which draw s + 1 mirrors draw s for even s.
+
+        So do these values: each is made of k independent draws, and the next one of their mirror images.
+        """
+        return self.pairwise(self.log_weights(x, rows, noise).double(), self.loss.bound)
+
+    def pairwise(self, draws: Float[Tensor, "2*G*k B"], reduce: Callable[[Tensor], Tensor]) -> Float[Tensor, "2*G B"]:
+        """What `reduce` makes of the draws of each value, (G, k, 2, B) to (G, 2, B), where draws come in pairs."""
+        return reduce(draws.unflatten(0, (-1, self.loss.num_particles, 2))).flatten(0, 1)
 
     def row_gradient(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]

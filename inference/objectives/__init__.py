@@ -1,0 +1,30 @@
+"""What a training step optimises.
+
+A step calls one small module (`steps`), for an encoder or for rows. What it minimises is a loss: minus a bound on
+log p(x) for every datapoint by itself, and an estimator of its gradient, one small object each. One concept a file:
+what a loss is (`loss`), the ELBO's gradient estimators (`elbo`), bounds made of several draws (`importance`), and
+wake-sleep (`wake_sleep`).
+"""
+
+from inference.objectives.elbo import AnalyticKL, PathwiseELBO, ScoreFunctionELBO, StickingTheLanding
+from inference.objectives.importance import IWAE, DReG, Renyi
+from inference.objectives.loss import Joint, Loss
+from inference.objectives.steps import AmortizedELBO, AmortizedLoss, LocalELBO, Objective
+from inference.objectives.wake_sleep import WakeSleep
+
+__all__ = [
+    "IWAE",
+    "AmortizedELBO",
+    "AmortizedLoss",
+    "AnalyticKL",
+    "DReG",
+    "Joint",
+    "LocalELBO",
+    "Loss",
+    "Objective",
+    "PathwiseELBO",
+    "Renyi",
+    "ScoreFunctionELBO",
+    "StickingTheLanding",
+    "WakeSleep",
+]
