@@ -4,6 +4,7 @@ It fits them with an encoder and with parameters of their own for every datapoin
 """
 
 from inference.densities import log_joint, log_weights
+from inference.diagnostics import sbc
 from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
 from inference.estep import Search, refine
@@ -49,7 +50,7 @@ from inference.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from inference.results import Bidirectional, Evidence, Fit, Gaps, Refined
+from inference.results import Bidirectional, Calibration, Evidence, Fit, Gaps, Refined
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
@@ -65,6 +66,7 @@ __all__ = [
     "Annealing",
     "AutoregressiveFlow",
     "Bidirectional",
+    "Calibration",
     "Constant",
     "Constrained",
     "Cosine",
@@ -113,6 +115,7 @@ __all__ = [
     "quadrature",
     "refine",
     "save_datatree",
+    "sbc",
     "simulate",
     "to_datatree",
 ]

@@ -1,9 +1,10 @@
 """Frozen records: what an engine or a measurement returns. No state, no computation beyond summaries."""
 
 from inference.results.bidirectional import Bidirectional, Side
+from inference.results.calibration import Calibration
 from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
 from inference.results.summary import summarise
 
-__all__ = ["Bidirectional", "Evidence", "Fit", "Gaps", "Refined", "Side", "summarise"]
+__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Refined", "Side", "summarise"]
