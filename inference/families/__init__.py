@@ -2,7 +2,7 @@
 
 A family never learns where its parameters came from: an encoder, a table with one row a datapoint, or a user's code.
 One concept a file: what a family is (`family`), the numbers that no real row can break (`raw`), draws from noise
-(`noise`), moments (`moments`), divergences (`kl`), and one file a family.
+(`noise`), moments (`moments`), marginals (`marginals`), divergences (`kl`), and one file a family.
 """
 
 from inference.families import kl as _kl  # noqa: F401 (registers divergences)
@@ -13,6 +13,7 @@ from inference.families.family import Family
 from inference.families.full_covariance import FullCovariance
 from inference.families.householder import HouseholderFlow
 from inference.families.low_rank import LowRank
+from inference.families.marginals import marginals, mixture_marginals
 from inference.families.mean_field import MeanField
 from inference.families.mixture import MixtureOfGaussians
 from inference.families.moments import loc_and_tril
@@ -38,5 +39,7 @@ __all__ = [
     "family_of",
     "from_noise",
     "loc_and_tril",
+    "marginals",
+    "mixture_marginals",
     "noise_size",
 ]

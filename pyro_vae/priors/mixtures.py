@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, constraints
 
-from inference.families import Family
+from inference.families import Family, marginals, mixture_marginals
 from pyro_vae.priors.base import Shape
 
 
@@ -83,6 +83,11 @@ class NormalMixture(_Mixture):
 
     def _draw(self, which: Tensor) -> Tensor:
         return torch.normal(self.loc[which], self.scale[which])
+
+
+@marginals.register
+def _(q: NormalMixture) -> Distribution:
+    return mixture_marginals(q.log_weights, q.loc, q.scale)
 
 
 class FamilyMixture(_Mixture):
