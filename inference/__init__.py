@@ -4,7 +4,7 @@ It fits them with an encoder and with parameters of their own for every datapoin
 """
 
 from inference.densities import log_joint, log_weights
-from inference.diagnostics import sbc
+from inference.diagnostics import elbo_surgery, sbc
 from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
 from inference.estep import Search, refine
@@ -50,7 +50,7 @@ from inference.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from inference.results import Bidirectional, Calibration, Evidence, Fit, Gaps, Refined
+from inference.results import Bidirectional, Calibration, Evidence, Fit, Gaps, Refined, Surgery
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
@@ -96,6 +96,7 @@ __all__ = [
     "Search",
     "SigmoidalSchedule",
     "StickingTheLanding",
+    "Surgery",
     "SylvesterFlow",
     "Training",
     "WakeSleep",
@@ -104,6 +105,7 @@ __all__ = [
     "conditioned",
     "draw_globals",
     "elbo",
+    "elbo_surgery",
     "ess",
     "fit_em",
     "fit_svi",

@@ -6,5 +6,6 @@ from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
 from inference.results.summary import summarise
+from inference.results.surgery import Surgery
 
-__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Refined", "Side", "summarise"]
+__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Refined", "Side", "Surgery", "summarise"]

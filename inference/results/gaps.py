@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from inference.results.evidence import Evidence
-from inference.results.summary import summarise
+from inference.results.summary import HEADER, summarise, table_row
 
 __all__ = ["Gaps"]
 
@@ -144,14 +144,14 @@ class Gaps:
         """A table a person can read, with the signs of what is left under it."""
         summary = self.summary()
         lines = [
-            f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}",
-            *(_row(label, **summary[term]) for term, label in self.LABELS.items()),
+            HEADER,
+            *(table_row(label, **summary[term]) for term, label in self.LABELS.items()),
         ]
         if self.elbo_local_by_family is not None and self.elbo_local_by_family_se is not None:
             for name, value, se in zip(
                 self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True
             ):
-                lines.append(_row(f"L[q*] in {name}", **summarise(value, se)))
+                lines.append(table_row(f"L[q*] in {name}", **summarise(value, se)))
         lines += ["", *self.notes()]
         return "\n".join(lines)
 
@@ -205,7 +205,3 @@ class Gaps:
                 f"an approximation gap of {gap:.3f}: log p(x) is not tight enough. Raise num_temperatures."
             )
         return notes
-
-
-def _row(label: str, mean: float, se: float, mc_se: float) -> str:
-    return f"{label:<28}{mean:>12.4f}{se:>10.4f}{mc_se:>10.4f}"

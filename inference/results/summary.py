@@ -1,4 +1,4 @@
-"""A mean over datapoints and its two standard errors."""
+"""A mean over datapoints and its two standard errors, and how they are printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["summarise"]
+__all__ = ["HEADER", "summarise", "table_row"]
+
+HEADER = f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}"
 
 
 def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, float]:
@@ -40,3 +42,8 @@ def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, 
         "se": spread,
         "mc_se": float(se.double().square().sum().sqrt()) / num_data,
     }
+
+
+def table_row(label: str, mean: float, se: float, mc_se: float) -> str:
+    """A line under `HEADER`."""
+    return f"{label:<28}{mean:>12.4f}{se:>10.4f}{mc_se:>10.4f}"
