@@ -12,11 +12,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_data
-from inference.densities import densities, latent_prior
+from inference.densities import densities, guide_distribution, latent_prior
+from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, like, resolve_seed, seeded
 
-__all__ = ["draw_pairs", "simulate"]
+__all__ = ["draw_pairs", "simulate", "site_for_any_x"]
 
 
 def simulate(
@@ -91,6 +92,22 @@ def draw_pairs(
     """
     nodes: Mapping[str, Any] = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes
     return nodes[site]["value"], nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
+
+
+def site_for_any_x(guide: Callable[..., Any], data: Data, *, site: str | None) -> str:
+    """The latent site of a guide that is asked about simulated x.
+
+    Raises:
+        ValueError: the guide is `Local`.
+    """
+    if isinstance(guide, Local):
+        raise ValueError(
+            "guide: expected one that maps any x to q(z | x); got a Local one, whose rows belong to fixed x and say "
+            "nothing of simulated ones. Pass an Amortized guide, or one written by hand."
+        )
+    with frozen(guide), torch.no_grad():
+        few = fetch(data, torch.arange(min(require_data(data), 2)), device=device_of(guide))
+        return guide_distribution(guide, few, site=site)[0]
 
 
 def _observed_site(nodes: Mapping[str, Any], site: str, x: Tensor) -> str:

@@ -10,15 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference.batches import Data, fetch, require_data
+from inference.batches import Data
 from inference.densities import densities, guide_distribution
 from inference.diagnostics.bands import critical_level, limits, p_value, tail_probabilities
-from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.results import Calibration
 from inference.scoring import draws_for, require_sound
-from inference.simulation import simulate
+from inference.simulation import simulate, site_for_any_x
 
 __all__ = ["judge", "sbc"]
 
@@ -83,17 +82,12 @@ def sbc(
         True
     """
     seed = resolve_seed(seed)
-    if isinstance(guide, Local):
-        raise ValueError(
-            "guide: expected one that maps any x to q(z | x); got a Local one, whose rows belong to fixed x and say "
-            "nothing of simulated ones. Pass an Amortized guide, or one written by hand."
-        )
     for name, size, least in (("num_simulations", num_simulations, 10), ("num_draws", num_draws, 1)):
         if isinstance(size, bool) or not isinstance(size, int) or size < least:
             raise ValueError(f"{name}: expected an integer of at least {least}; got {size!r}.")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a probability in (0, 1); got {alpha!r}. Try 0.05.")
-    site = _latent_site(guide, data_like, site)
+    site = site_for_any_x(guide, data_like, site=site)
     # Whole blocks: what is drawn at a datapoint does not depend on how many follow it.
     whole = -(-num_simulations // BLOCK) * BLOCK
     z, x = simulate(model, data_like, num_data=whole, site=site, seed=derive_seed(seed, "sbc"))
@@ -147,12 +141,6 @@ def judge(
         p_values=torch.tensor([p_value(column, tails) for column in ranks.T], dtype=torch.float64),
         settings=settings or {},
     )
-
-
-def _latent_site(guide: Callable[..., Any], data: Data, site: str | None) -> str:
-    require_data(data, name="data_like")
-    with frozen(guide), torch.no_grad():
-        return guide_distribution(guide, fetch(data, torch.tensor([0]), device=device_of(guide)), site=site)[0]
 
 
 def _ranks(
