@@ -86,6 +86,16 @@ def test_by_labels():
     assert record.by(torch.zeros(N, dtype=torch.long))[0] == record.summary()
 
 
+def test_table_by_labels():
+    header, *rows = gaps().table_by([7, 3, 7, 3, 7, 7]).splitlines()
+    assert header.split() == "label N approximation gap se amortization gap se inference gap se".split()
+    groups = gaps().by([7, 3, 7, 3, 7, 7])
+    for row, (label, summary) in zip(rows, groups.items(), strict=True):
+        numbers = [summary[gap][which] for gap in Gaps.GAPS for which in ("mean", "se")]
+        assert [float(n) for n in row.split()] == pytest.approx([label, summary["num_data"], *numbers], abs=6e-5)
+    assert len({len(line) for line in (header, *rows)}) == 1
+
+
 @pytest.mark.parametrize(
     "labels",
     [[1, 2], torch.zeros(N, 1, dtype=torch.long), torch.zeros(N)],

@@ -65,6 +65,7 @@ class Gaps:
         "inference_gap": "inference gap",
     }
     TERMS: ClassVar[tuple[str, ...]] = tuple(LABELS)
+    GAPS: ClassVar[tuple[str, ...]] = ("approximation_gap", "amortization_gap", "inference_gap")
 
     log_evidence: Float[Tensor, " N"]
     log_evidence_se: Float[Tensor, " N"]
@@ -139,6 +140,21 @@ class Gaps:
                 f"{tuple(labels.shape)}. Pass the labels of the rows that were measured."
             )
         return {int(label): self._summarise(labels == label) for label in labels.unique()}
+
+    def table_by(self, labels: Int[Tensor, " N"] | Sequence[int]) -> str:
+        """The three gaps of each group of datapoints, each with its sampling error, as a table a person can read.
+
+        Args:
+            labels: (N,) one label a datapoint.
+
+        Raises:
+            ValueError: `labels` has not one integer a datapoint.
+        """
+        lines = [f"{'label':>7}{'N':>7}" + "".join(f"{self.LABELS[gap]:>19}{'se':>8}" for gap in self.GAPS)]
+        for label, summary in self.by(labels).items():
+            gaps = "".join(f"{summary[gap]['mean']:>19.4f}{summary[gap]['se']:>8.4f}" for gap in self.GAPS)
+            lines.append(f"{label:>7}{summary['num_data']:>7}{gaps}")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
