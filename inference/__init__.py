@@ -34,6 +34,7 @@ from inference.families import (
     SylvesterFlow,
 )
 from inference.gaps import measure_gaps
+from inference.generalization import generalization, simulated_gaps
 from inference.given import conditioned
 from inference.globals import draw_globals
 from inference.guides import Amortized, Local
@@ -50,7 +51,17 @@ from inference.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from inference.results import Bidirectional, Calibration, Evidence, Fit, Gaps, Refined, Surgery
+from inference.results import (
+    Bidirectional,
+    Calibration,
+    Evidence,
+    Fit,
+    Gaps,
+    Generalization,
+    Refined,
+    SimulatedGaps,
+    Surgery,
+)
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
@@ -78,6 +89,7 @@ __all__ = [
     "Fit",
     "FullCovariance",
     "Gaps",
+    "Generalization",
     "GeometricSchedule",
     "HouseholderFlow",
     "LinearSchedule",
@@ -95,6 +107,7 @@ __all__ = [
     "ScoreFunctionELBO",
     "Search",
     "SigmoidalSchedule",
+    "SimulatedGaps",
     "StickingTheLanding",
     "Surgery",
     "SylvesterFlow",
@@ -109,6 +122,7 @@ __all__ = [
     "ess",
     "fit_em",
     "fit_svi",
+    "generalization",
     "iwae",
     "log_joint",
     "log_weights",
@@ -119,5 +133,6 @@ __all__ = [
     "save_datatree",
     "sbc",
     "simulate",
+    "simulated_gaps",
     "to_datatree",
 ]

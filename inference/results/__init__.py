@@ -5,7 +5,20 @@ from inference.results.calibration import Calibration
 from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
+from inference.results.generalization import Generalization, SimulatedGaps
 from inference.results.summary import summarise
 from inference.results.surgery import Surgery
 
-__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Refined", "Side", "Surgery", "summarise"]
+__all__ = [
+    "Bidirectional",
+    "Calibration",
+    "Evidence",
+    "Fit",
+    "Gaps",
+    "Generalization",
+    "Refined",
+    "Side",
+    "SimulatedGaps",
+    "Surgery",
+    "summarise",
+]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HEADER", "summarise", "table_row"]
+__all__ = ["HEADER", "difference", "summarise", "table_row"]
 
 HEADER = f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}"
 
@@ -41,6 +42,20 @@ def summarise(value: Float[Tensor, " N"], se: Float[Tensor, " N"]) -> dict[str, 
         "mean": float(value.double().mean()),
         "se": spread,
         "mc_se": float(se.double().square().sum().sqrt()) / num_data,
+    }
+
+
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """One summarised mean less another's, over other datapoints, and its two errors: the two are independent.
+
+    Example:
+        >>> difference({"mean": 3.0, "se": 0.3, "mc_se": 0.0}, {"mean": 1.0, "se": 0.4, "mc_se": 0.0})
+        {'mean': 2.0, 'se': 0.5, 'mc_se': 0.0}
+    """
+    return {
+        "mean": one["mean"] - other["mean"],
+        "se": math.hypot(one["se"], other["se"]),
+        "mc_se": math.hypot(one["mc_se"], other["mc_se"]),
     }
 
 
