@@ -64,6 +64,7 @@ from inference.results import (
 )
 from inference.simulation import simulate
 from inference.svi import fit_svi
+from inference.tracking import GapTracker, Tracked
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
 from inference.weights import ess, pareto_k
 
@@ -88,6 +89,7 @@ __all__ = [
     "Family",
     "Fit",
     "FullCovariance",
+    "GapTracker",
     "Gaps",
     "Generalization",
     "GeometricSchedule",
@@ -111,6 +113,7 @@ __all__ = [
     "StickingTheLanding",
     "Surgery",
     "SylvesterFlow",
+    "Tracked",
     "Training",
     "WakeSleep",
     "ais",
