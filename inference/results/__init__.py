@@ -6,19 +6,8 @@ from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
 from inference.results.generalization import Generalization, SimulatedGaps
+from inference.results.posterior import PosteriorDraws
 from inference.results.summary import summarise
 from inference.results.surgery import Surgery
 
-__all__ = [
-    "Bidirectional",
-    "Calibration",
-    "Evidence",
-    "Fit",
-    "Gaps",
-    "Generalization",
-    "Refined",
-    "Side",
-    "SimulatedGaps",
-    "Surgery",
-    "summarise",
-]
+__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Generalization", "PosteriorDraws", "Refined", "Side", "SimulatedGaps", "Surgery", "summarise",]
