@@ -1,0 +1,141 @@
+"""The one settings record, and what a callback sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from inference.isolation import device_of
+from inference.training.steps import Adam, Constant, OptimizerFactory, ScheduleFactory
+
+
+@dataclass
+class LoopState:
+    """What a callback sees after each epoch.
+
+    Attributes:
+        epoch: epochs finished.
+        step: optimiser steps taken.
+        elbo: true training ELBO of each finished epoch, nats per datapoint.
+        elbo_validation: held-out ELBO at the end of each, where there are held-out data.
+        leaves: what is trained, by name.
+        optimizer: the optimiser.
+        stop: set to a phrase to end the run; it becomes `Fit.stopped_because`.
+    """
+
+    leaves: Mapping[str, Tensor]
+    optimizer: Optimizer
+    epoch: int = 0
+    step: int = 0
+    elbo: list[float] = field(default_factory=list)
+    elbo_validation: list[float] = field(default_factory=list)
+    stop: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how fast an engine trains.
+
+    Attributes:
+        epochs: passes over the data at most.
+        batch_size: B, datapoints a step.
+        optimizer: makes the optimiser of the shared parameters, for example `Adam(lr=1e-3)` or
+            `functools.partial(torch.optim.SGD, lr=0.1)`.
+        schedule: makes its step-size schedule, for example `RobbinsMonro()`.
+        warm_up: epochs over which the weight of the whole KL grows linearly from 0 to 1; the ELBO that is reported is
+            the true one.
+        patience: stop when the held-out ELBO has not improved for so many epochs, and keep the best parameters; None:
+            run to the end.
+        tol_elbo: stop when the mean ELBO of the last five epochs exceeds that of the five before by less, nats per
+            datapoint; 0: never.
+        tol_params: stop when no parameter changed over an epoch by more than this, relative to its tensor's norm;
+            0: never.
+        local_steps: steps on a datapoint's own row at each visit (variational EM). Over many epochs fewer, down to 1,
+            fit a model faster; over few epochs a row needs more, or a warm start.
+        local_lr: their step size, in standard deviations of q for locations; it follows the schedule (variational EM).
+        num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs.
+        callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
+        device: where minibatches go; by default where the model is.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: OptimizerFactory = Adam()  # noqa: RUF009 (frozen)
+    schedule: ScheduleFactory = Constant()  # noqa: RUF009
+    warm_up: int = 0
+    patience: int | None = None
+    tol_elbo: float = 0.0
+    tol_params: float = 0.0
+    local_steps: int = 5
+    local_lr: float = 0.1
+    num_particles: int = 2
+    callbacks: Sequence[Callable[[LoopState], None]] = ()
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run."""
+        for name in ("epochs", "batch_size", "local_steps", "num_particles"):
+            _require_count(name, getattr(self, name), least=1)
+        _require_count("warm_up", self.warm_up, least=0)
+        if self.patience is not None:
+            _require_count("patience", self.patience, least=1)
+        if self.num_particles % 2:
+            raise ValueError(
+                f"num_particles: expected an even number (antithetic pairs); got {self.num_particles}. Try 2."
+            )
+        if not self.local_lr > 0:
+            raise ValueError(f"local_lr: expected a positive step size; got {self.local_lr!r}. Try 0.1.")
+        lr = getattr(self.optimizer, "lr", 1.0)
+        if not lr > 0:
+            raise ValueError(f"lr: expected a positive step size; got {lr!r}. Try 1e-3.")
+        for name in ("tol_elbo", "tol_params"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 (never) or a positive number; got {getattr(self, name)!r}.")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain values, for a record."""
+        return {
+            entry.name: _plain(getattr(self, entry.name))
+            for entry in dataclasses.fields(self)
+            if entry.name != "callbacks"
+        }
+
+
+def _require_count(name: str, value: int, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"part": type(value).__name__, **dataclasses.asdict(value)}
+    return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+def device_for(training: Training, *programs: Callable[..., Any] | None) -> torch.device:
+    """Where minibatches go: the device asked for, else that of the programs.
+
+    Args:
+        training: settings.
+        programs: models and guides; None is passed over.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if training.device is None:
+        return device_of(*programs)
+    try:
+        return torch.empty(0, device=training.device).device
+    # Torch says the same in several types.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device: expected one that this machine has, such as 'cpu'; got {training.device!r} ({reason}). Leave it "
+            "out to stay where the model is."
+        ) from error
