@@ -56,6 +56,15 @@ def test_optimizers():
     assert fit(Training(epochs=1, batch_size=10, optimizer=partial(torch.optim.SGD, lr=0.01))).num_steps == 4
 
 
+def test_adams_eps():
+    """The first step is lr g / (|g| + eps): both moments, corrected for their start, are those of g."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = Adam(lr=0.1, eps=3.0)([weight])
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(-0.1 / 4)
+
+
 def test_a_schedule_may_start_from_nothing():
     rising = partial(torch.optim.lr_scheduler.LambdaLR)
     training = Training(epochs=2, batch_size=10, schedule=lambda optimizer, n: rising(optimizer, lambda t: t / n))
@@ -133,6 +142,7 @@ CASES = {
     "local step size": (lambda: Training(local_lr=0.0), "local_lr: .*got 0.0"),
     "step size": (lambda: Training(optimizer=Adam(lr=-1.0)), "lr: .*got -1.0"),
     "NaN step size": (lambda: Training(optimizer=SGD(lr=math.nan)), "lr: .*got nan"),
+    "eps": (lambda: Adam(eps=0.0), "eps: .*positive.*got 0.0"),
     "tol_elbo": (lambda: Training(tol_elbo=-0.1), "tol_elbo: .*got -0.1"),
     "tol_params": (lambda: Training(tol_params=math.nan), "tol_params: .*got nan"),
     "exponent": (lambda: RobbinsMonro(exponent=0.5), r"exponent: .*\(0.5, 1\].*got 0.5"),

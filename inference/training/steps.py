@@ -19,14 +19,21 @@ class Adam:
     Attributes:
         lr: step size.
         betas: decay rates of the two moments.
+        eps: added to the root of the second moment, in units of a gradient.
     """
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Refuse what divides by zero."""
+        if not self.eps > 0:
+            raise ValueError(f"eps: expected a positive number; got {self.eps!r}. The default is 1e-8.")
 
     def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
         """The optimiser over these parameters."""
-        return torch.optim.Adam(list(leaves), lr=self.lr, betas=self.betas, fused=True)
+        return torch.optim.Adam(list(leaves), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
