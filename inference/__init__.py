@@ -8,8 +8,31 @@ from inference.diagnostics import elbo_surgery, sbc
 from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
 from inference.estep import Search, refine
-from inference.evidence import Annealing, Defensive, GeometricSchedule, LinearSchedule, SigmoidalSchedule, ais, bdmc, elbo, iwae, quadrature
-from inference.families import AutoregressiveFlow, Constrained, CouplingFlow, Family, FullCovariance, HouseholderFlow, LowRank, MeanField, MixtureOfGaussians, PlanarFlow, SylvesterFlow
+from inference.evidence import (
+    Annealing,
+    Defensive,
+    GeometricSchedule,
+    LinearSchedule,
+    SigmoidalSchedule,
+    ais,
+    bdmc,
+    elbo,
+    iwae,
+    quadrature,
+)
+from inference.families import (
+    AutoregressiveFlow,
+    Constrained,
+    CouplingFlow,
+    Family,
+    FullCovariance,
+    HouseholderFlow,
+    LowRank,
+    MeanField,
+    MixtureOfGaussians,
+    PlanarFlow,
+    SylvesterFlow,
+)
 from inference.gaps import measure_gaps
 from inference.generalization import generalization, simulated_gaps
 from inference.given import conditioned
@@ -17,12 +40,107 @@ from inference.globals import draw_globals
 from inference.guides import Amortized, Local
 from inference.hmc import HMC
 from inference.mcmc import sample_posterior
-from inference.objectives import AnalyticKL, DReG, IWAE, Loss, Objective, PathwiseELBO, Renyi, ScoreFunctionELBO, StickingTheLanding, WakeSleep
-from inference.results import Bidirectional, Calibration, Evidence, Fit, Gaps, Generalization, PosteriorDraws, Refined, SimulatedGaps, Surgery
+from inference.objectives import (
+    IWAE,
+    AnalyticKL,
+    DReG,
+    Loss,
+    Objective,
+    PathwiseELBO,
+    Renyi,
+    ScoreFunctionELBO,
+    StickingTheLanding,
+    WakeSleep,
+)
+from inference.results import (
+    Bidirectional,
+    Calibration,
+    Evidence,
+    Fit,
+    Gaps,
+    Generalization,
+    PosteriorDraws,
+    Refined,
+    SimulatedGaps,
+    Surgery,
+)
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.tracking import GapTracker, Tracked
-from inference.training import Adam, Constant, Cosine, RobbinsMonro, SGD, Training
+from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase, Training
 from inference.weights import ess, pareto_k
 
-__all__ = ["Adam", "Amortized", "AnalyticKL", "Annealing", "AutoregressiveFlow", "Bidirectional", "Calibration", "Constant", "Constrained", "Cosine", "CouplingFlow", "DReG", "Defensive", "Evidence", "Family", "Fit", "FullCovariance", "GapTracker", "Gaps", "Generalization", "GeometricSchedule", "HMC", "HouseholderFlow", "IWAE", "LinearSchedule", "Local", "Loss", "LowRank", "MeanField", "MixtureOfGaussians", "Objective", "PathwiseELBO", "PlanarFlow", "PosteriorDraws", "Refined", "Renyi", "RobbinsMonro", "SGD", "ScoreFunctionELBO", "Search", "SigmoidalSchedule", "SimulatedGaps", "StickingTheLanding", "Surgery", "SylvesterFlow", "Tracked", "Training", "WakeSleep", "ais", "bdmc", "conditioned", "draw_globals", "elbo", "elbo_surgery", "ess", "fit_em", "fit_svi", "generalization", "iwae", "log_joint", "log_weights", "measure_gaps", "pareto_k", "quadrature", "refine", "sample_posterior", "save_datatree", "sbc", "simulate", "simulated_gaps", "to_datatree",]
+__all__ = [
+    "HMC",
+    "IWAE",
+    "SGD",
+    "Adam",
+    "Amortized",
+    "AnalyticKL",
+    "Annealing",
+    "AutoregressiveFlow",
+    "Bidirectional",
+    "Calibration",
+    "Constant",
+    "Constrained",
+    "Cosine",
+    "CouplingFlow",
+    "DReG",
+    "Defensive",
+    "Evidence",
+    "Family",
+    "Fit",
+    "FullCovariance",
+    "GapTracker",
+    "Gaps",
+    "Generalization",
+    "GeometricSchedule",
+    "HouseholderFlow",
+    "LinearSchedule",
+    "Local",
+    "Loss",
+    "LowRank",
+    "MeanField",
+    "MixtureOfGaussians",
+    "Objective",
+    "PathwiseELBO",
+    "PlanarFlow",
+    "PosteriorDraws",
+    "Refined",
+    "Renyi",
+    "RobbinsMonro",
+    "ScoreFunctionELBO",
+    "Search",
+    "SigmoidalSchedule",
+    "SimulatedGaps",
+    "Staircase",
+    "StickingTheLanding",
+    "Surgery",
+    "SylvesterFlow",
+    "Tracked",
+    "Training",
+    "WakeSleep",
+    "ais",
+    "bdmc",
+    "conditioned",
+    "draw_globals",
+    "elbo",
+    "elbo_surgery",
+    "ess",
+    "fit_em",
+    "fit_svi",
+    "generalization",
+    "iwae",
+    "log_joint",
+    "log_weights",
+    "measure_gaps",
+    "pareto_k",
+    "quadrature",
+    "refine",
+    "sample_posterior",
+    "save_datatree",
+    "sbc",
+    "simulate",
+    "simulated_gaps",
+    "to_datatree",
+]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from inference import SGD, Adam, Constant, Cosine, RobbinsMonro, Training
+from inference import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase, Training
 from pyro_vae import __version__, plots
 from pyro_vae.comparison import TRAINING, compare
 from pyro_vae.data import load
@@ -39,6 +39,10 @@ Schedule = (
         tyro.conf.subcommand(name="robbins-monro", description="(1 + step / delay) ** -exponent, which converges."),
     ]
     | Annotated[Cosine, tyro.conf.subcommand(name="cosine", description="Down to nothing along half a cosine.")]
+    | Annotated[
+        Staircase,
+        tyro.conf.subcommand(name="staircase", description="Down by a factor in stages, each longer than the last."),
+    ]
 )
 
 

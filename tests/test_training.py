@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from inference import SGD, Adam, Amortized, Constant, Cosine, MeanField, RobbinsMonro, Training, fit_svi
+from inference import SGD, Adam, Amortized, Constant, Cosine, MeanField, RobbinsMonro, Staircase, Training, fit_svi
 from inference.training import device_for
 from pyro_vae.linear import LinearGaussian
 
@@ -46,6 +46,16 @@ def test_cosine_and_constant():
     assert learning_rates(Constant()) == [0.1] * 10
     rates = learning_rates(Cosine())
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
+
+
+def test_staircase():
+    """Burda et al. (2016): 10^(-i/7) of the step size for 3^i epochs; here an epoch is two steps."""
+    expected = [10 ** (-stage / 7) for stage in range(8) for _ in range(2 * 3**stage)]
+    assert learning_rates(Staircase(), lr=1.0, num_steps=2 * 3280) == pytest.approx(expected)
+    halves = [1.0] + [0.5] * 2 + [0.25] * 4
+    assert learning_rates(Staircase(num_stages=3, growth=2, factor=0.5), lr=1.0, num_steps=7) == pytest.approx(halves)
+    # A run too short for the first stages begins where they would have ended.
+    assert learning_rates(Staircase(num_stages=3, growth=3, factor=0.5), lr=1.0, num_steps=3)[-1] == 0.25
 
 
 def test_optimizers():
@@ -142,6 +152,9 @@ CASES = {
     "local step size": (lambda: Training(local_lr=0.0), "local_lr: .*got 0.0"),
     "step size": (lambda: Training(optimizer=Adam(lr=-1.0)), "lr: .*got -1.0"),
     "NaN step size": (lambda: Training(optimizer=SGD(lr=math.nan)), "lr: .*got nan"),
+    "stages": (lambda: Staircase(num_stages=0), "num_stages: .*at least 1; got 0"),
+    "growth": (lambda: Staircase(growth=1.5), "growth: .*integer.*1.5"),
+    "factor": (lambda: Staircase(factor=2.0), r"factor: .*\(0, 1\].*2.0"),
     "eps": (lambda: Adam(eps=0.0), "eps: .*positive.*got 0.0"),
     "tol_elbo": (lambda: Training(tol_elbo=-0.1), "tol_elbo: .*got -0.1"),
     "tol_params": (lambda: Training(tol_params=math.nan), "tol_params: .*got nan"),

@@ -2,7 +2,7 @@
 
 from inference.training.loop import blame_site, optimise
 from inference.training.settings import LoopState, Training, device_for
-from inference.training.steps import SGD, Adam, Constant, Cosine, RobbinsMonro
+from inference.training.steps import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase
 
 __all__ = [
     "SGD",
@@ -11,6 +11,7 @@ __all__ = [
     "Cosine",
     "LoopState",
     "RobbinsMonro",
+    "Staircase",
     "Training",
     "blame_site",
     "device_for",

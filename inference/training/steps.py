@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -102,6 +104,46 @@ class Cosine:
     def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:
         """The schedule of this optimiser."""
         return CosineAnnealingLR(optimizer, num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staircase:
+    r"""Stages that grow in length while the step size falls from each to the next.
+
+    .. math::
+        \rho = \rho_0 \, f^i \quad \text{in stage } i = 0, \dots, n - 1, \text{ which takes a share } \propto g^i
+        \text{ of the run}
+
+    The defaults are the schedule of Burda et al. (2016): over 1 + 3 + 9 + ... + 3^7 = 3280 epochs, 10^(-i/7) of the
+    first step size for 3^i epochs. A run of another length has the same stages in proportion.
+
+    Attributes:
+        num_stages: n.
+        growth: g, how many times as long each stage is as the one before.
+        factor: f, what the step size is multiplied by from one stage to the next.
+
+    References:
+        Burda, Grosse & Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+
+    num_stages: int = 8
+    growth: int = 3
+    factor: float = 10 ** (-1 / 7)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no staircase."""
+        for name in ("num_stages", "growth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}.")
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor: expected a number in (0, 1]; got {self.factor!r}. Try 10 ** (-1 / 7).")
+
+    def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+        """The schedule of this optimiser."""
+        shares = list(accumulate(self.growth**stage for stage in range(self.num_stages)))
+        ends = [share * num_steps / shares[-1] for share in shares[:-1]]
+        return LambdaLR(optimizer, lambda step: self.factor ** bisect_right(ends, step))
 
 
 class OptimizerFactory(Protocol):
