@@ -1,9 +1,11 @@
 """Pictures: a record or arrays in, matplotlib `Axes` out. Nothing is computed beyond binning, and nothing is shown.
 
 Every function draws on the `ax` it is given, or on a new figure, and returns the Axes: `ax.figure.savefig("gaps.png")`.
-The style is local: the caller's matplotlib settings stay as they are.
+The style is local: the caller's matplotlib settings stay as they are. `COLORS` and `STYLE` (for `plt.rc_context`) are
+for pictures that go beside these.
 """
 
+from pyro_vae.plots._style import COLORS, STYLE
 from pyro_vae.plots.comparison import plot_comparison, plot_log_p, plot_squared_error
 from pyro_vae.plots.gaps import plot_gap_histogram, plot_gaps
 from pyro_vae.plots.images import plot_manifold, plot_reconstructions, plot_samples
@@ -11,6 +13,8 @@ from pyro_vae.plots.latent import plot_latent
 from pyro_vae.plots.training import plot_elbo
 
 __all__ = [
+    "COLORS",
+    "STYLE",
     "plot_comparison",
     "plot_elbo",
     "plot_gap_histogram",
