@@ -256,11 +256,15 @@ def constrained(prior, likelihood):
 COUNTS = torch.tensor([[0.0, 3.0, 5.0], [7.0, 1.0, 0.0]], dtype=torch.float64)
 CONSTRAINED = {
     "half-line": (
-        constrained(dist.Gamma(torch.full_like(COUNTS[0], 2.0), 1.0).to_event(1), lambda z: dist.Poisson(2 * z).to_event(1)),
+        constrained(
+            dist.Gamma(torch.full_like(COUNTS[0], 2.0), 1.0).to_event(1), lambda z: dist.Poisson(2 * z).to_event(1)
+        ),
         lambda x: dist.Gamma(2.0 + x, 3.0),
     ),
     "interval": (
-        constrained(dist.Uniform(torch.zeros_like(COUNTS[0]), 1.0).to_event(1), lambda z: dist.Binomial(8, z).to_event(1)),
+        constrained(
+            dist.Uniform(torch.zeros_like(COUNTS[0]), 1.0).to_event(1), lambda z: dist.Binomial(8, z).to_event(1)
+        ),
         lambda x: dist.Beta(1 + x, 9 - x),
     ),
     "simplex": (

@@ -10,4 +10,17 @@ from inference.results.posterior import PosteriorDraws
 from inference.results.summary import summarise
 from inference.results.surgery import Surgery
 
-__all__ = ["Bidirectional", "Calibration", "Evidence", "Fit", "Gaps", "Generalization", "PosteriorDraws", "Refined", "Side", "SimulatedGaps", "Surgery", "summarise",]
+__all__ = [
+    "Bidirectional",
+    "Calibration",
+    "Evidence",
+    "Fit",
+    "Gaps",
+    "Generalization",
+    "PosteriorDraws",
+    "Refined",
+    "Side",
+    "SimulatedGaps",
+    "Surgery",
+    "summarise",
+]
