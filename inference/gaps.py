@@ -37,7 +37,7 @@ from inference.scoring import (
 )
 from inference.weights import mean_and_se
 
-__all__ = ["measure_gaps"]
+__all__ = ["by_one_estimator", "measure_gaps"]
 
 
 def measure_gaps(
@@ -258,24 +258,53 @@ def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Ev
     return log_evidence
 
 
-def _larger(estimates: Mapping[str, Evidence]) -> Evidence:
-    """The lower bound with the larger mean, chosen on the first halves of their draws, with its value on the second.
+def by_one_estimator(*measured: Gaps) -> list[Evidence]:
+    """Log p(x) of several models by the same estimator, so that their difference is one of models alone.
 
-    The first one stays unless another is larger by two Monte Carlo errors.
+    Of the estimators that all records keep, it is the one with the larger mean over all of them, chosen on one half of
+    the draws and scored on the other; where they keep none in common, it is what each reports.
+
+    Args:
+        measured: the gaps of each model, on the same datapoints.
     """
-    first, *others = estimates.values()
-    best = first
+    shared = set.intersection(*(set(gaps.estimates) for gaps in measured))
+    names = [name for name in measured[0].estimates if name in shared]
+    if not names:
+        return [
+            Evidence(value=gaps.log_evidence, se=gaps.log_evidence_se, method=gaps.evidence_method) for gaps in measured
+        ]
+    best = _best({name: [gaps.estimates[name] for gaps in measured] for name in names})
+    return [_scored(gaps.estimates[best], names) for gaps in measured]
+
+
+def _larger(estimates: Mapping[str, Evidence]) -> Evidence:
+    """The lower bound with the larger mean, chosen on the first halves of their draws, with its value on the second."""
+    best = _best({name: [estimate] for name, estimate in estimates.items()})
+    return _scored(estimates[best], list(estimates))
+
+
+def _best(estimates: Mapping[str, Sequence[Evidence]]) -> str:
+    """The first estimator, unless another one's mean is larger by two Monte Carlo errors; on the first halves."""
+    halves = {
+        name: [torch.cat([getattr(part, column)[0] for part in parts]) for column in ("halves", "halves_se")]
+        for name, parts in estimates.items()
+    }
+    best, *others = halves
     for other in others:
-        lead = summarise(other.halves[0] - best.halves[0], other.halves_se[0].hypot(best.halves_se[0]))  # type: ignore[index, union-attr]
+        lead = summarise(halves[other][0] - halves[best][0], halves[other][1].hypot(halves[best][1]))
         if lead["mean"] > 2 * lead["mc_se"]:
             best = other
-    method = best.method
-    if others:
-        names = ", ".join(estimates)
-        method += f", the larger of {names}, chosen on one half of the draws and scored on the other"
-    # With one estimator there is nothing to choose, and all its draws count.
-    value, se = (best.value, best.se) if not others else (best.halves[1], best.halves_se[1])  # type: ignore[index]
-    return replace(best, value=value, se=se, method=method)
+    return best
+
+
+def _scored(estimate: Evidence, among: Sequence[str]) -> Evidence:
+    """Its value on the second half of its draws; on all of them where there was nothing to choose."""
+    if len(among) == 1 or estimate.halves is None or estimate.halves_se is None:
+        return estimate
+    method = (
+        f"{estimate.method}, the larger of {', '.join(among)}, chosen on one half of the draws, scored on the other"
+    )
+    return replace(estimate, value=estimate.halves[1], se=estimate.halves_se[1], method=method)
 
 
 def _assemble(
