@@ -33,8 +33,8 @@ def simulate(
 
     Args:
         model: Pyro model with one observed site.
-        data: (N', P) data of the kind that the model is for: it is run on them, over and over where N' is less than N,
-            but of what it observes only shape and dtype are used.
+        data: (N', P) data of the kind that the model is for: it is run on them, over and over where N' is less than N.
+            Of what it observes only shape and dtype are used, and where they are NaN, unobserved: so are the draws.
         num_data: N, datapoints to draw.
         site: name of the latent site.
         seed: of the draws.
@@ -80,7 +80,7 @@ def simulate(
 def draw_pairs(
     model: Callable[..., Any], x: Float[Tensor, "B P"], *, site: str
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P"]]:
-    """As many pairs (z, x) from the model as there are datapoints, from torch's global generator.
+    """As many pairs (z, x) from the model as there are datapoints, as incomplete, from torch's global generator.
 
     Args:
         model: Pyro model with one observed site, known to have the latent one.
@@ -91,7 +91,9 @@ def draw_pairs(
         ValueError: x cannot be simulated; the message names the site.
     """
     nodes: Mapping[str, Any] = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes
-    return nodes[site]["value"], nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
+    drawn = nodes[_observed_site(nodes, site, x)]["value"].to(like(x))
+    # What nobody observes has no value to say anything by.
+    return nodes[site]["value"], torch.where(x.isnan(), x, drawn)
 
 
 def site_for_any_x(guide: Callable[..., Any], data: Data, *, site: str | None) -> str:

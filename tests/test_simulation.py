@@ -66,6 +66,18 @@ def test_nothing_is_left_behind():
     assert len(pyro.get_param_store()) == 0
 
 
+def test_draws_are_as_incomplete_as_the_data():
+    """So that an encoder sees the same patterns, and log p(x) is over the same values."""
+    vae = VAE(prior=StandardNormal(2), likelihood=Binomial(16, mask=True), decoder=MLP(2, 8, 4), family=MeanField(2))
+    x = LIKE.clone()
+    x[1, 2] = torch.nan
+    _, drawn = simulate(vae.double().model, x, num_data=100, seed=0)
+    _, whole = simulate(vae.model, LIKE, num_data=100, seed=0)
+    missing = (torch.arange(100) % 3 == 1).unsqueeze(-1) & (torch.arange(4) == 2)
+    assert torch.equal(drawn.isnan(), missing)
+    assert torch.equal(drawn[~missing], whole[~missing])
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
