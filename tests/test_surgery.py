@@ -11,6 +11,7 @@ from oracles import LinearOracle
 
 from inference import (
     Amortized,
+    Constrained,
     CouplingFlow,
     FullCovariance,
     Local,
@@ -23,7 +24,7 @@ from inference import (
 )
 from inference.families import marginals
 from pyro_vae.linear import LinearGaussian
-from pyro_vae.priors import GaussianMixture, StandardNormal
+from pyro_vae.priors import GaussianMixture, StandardNormal, Uniform
 
 LOCS, SCALES = np.array([-2.0, -1.8, 0.3, 1.0, 2.5]), np.array([0.3, 0.5, 0.2, 0.8, 0.4])
 
@@ -224,6 +225,16 @@ def test_kl_per_dimension_of_marginals():
     flow = Amortized(CouplingFlow(2), torch.nn.Linear(6, CouplingFlow(2).num_params))
     none = elbo_surgery(model_of(oracle), flow, x, seed=0)
     assert none.kl_per_dim is None and "marginals of a" in none.kl_per_dim_method
+
+
+def test_kl_per_dimension_in_a_box():
+    """In one dimension it is the whole KL."""
+    prior = Uniform(1, low=-1.0, high=3.0)
+    family = Constrained(MeanField(1), prior().support)
+    rows = torch.stack([torch.tensor(LOCS), torch.tensor(SCALES).log()], dim=-1)
+    boxed = elbo_surgery(model_with(prior), Local(family, rows), torch.zeros(5, 1), num_draws=2000, seed=0)
+    assert boxed.kl_per_dim_method == "Monte Carlo, 2000 draws"
+    torch.testing.assert_close(boxed.kl_per_dim[:, 0], boxed.kl, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [FullCovariance(3), MixtureOfGaussians(3)], ids=repr)

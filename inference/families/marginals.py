@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal
 
+from inference.families.constrained import ConstrainedDistribution
 from inference.families.householder import HouseholderNormal
 
 __all__ = ["marginals"]
@@ -19,7 +20,8 @@ __all__ = ["marginals"]
 def marginals(q: Distribution) -> Distribution:
     """The distribution of each coordinate: batch shape (*B, D), event shape ().
 
-    Exact for vectors of independent numbers, normals and mixtures of independent normals.
+    Exact for vectors of independent numbers, normals, mixtures of independent normals, and any of these pushed onto a
+    constrained support.
 
     Args:
         q: distribution with batch shape `*B` and event shape (D,).
@@ -56,6 +58,12 @@ def _(q: Distribution) -> Distribution:
 @marginals.register
 def _(q: dist.MixtureOfDiagNormals) -> Distribution:
     return mixture_marginals(q.component_logits, q.locs, q.coord_scale)
+
+
+@marginals.register
+def _(q: ConstrainedDistribution) -> Distribution:
+    # Its bijection acts on each number by itself.
+    return dist.TransformedDistribution(marginals(q.unconstrained), [q.transforms[0].onto], validate_args=False)
 
 
 @marginals.register

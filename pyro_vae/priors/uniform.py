@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from inference.families import marginals
 from pyro_vae.priors.base import LARGEST, Prior, Shape, check_number
 
 __all__ = ["Uniform"]
@@ -82,3 +84,8 @@ class _Box(TorchDistribution):
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         return self._like.new_empty(self._extended_shape(torch.Size(sample_shape))).uniform_(self.low, self.high)
+
+
+@marginals.register
+def _(q: _Box) -> Distribution:
+    return dist.Uniform(torch.full_like(q._like, q.low), torch.full_like(q._like, q.high), validate_args=False)
