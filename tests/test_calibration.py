@@ -138,6 +138,31 @@ def test_the_prior_as_a_guide_fails_in_the_joint_density_alone(oracle):
     assert found.passes_by_quantity.tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "shape"),
+    [
+        (torch.zeros(100), "sloped: the guide is shifted up"),
+        (torch.full((100,), 19), "sloped: the guide is shifted down"),
+        (torch.tensor([0, 19]).repeat(50), "a U: the guide is too narrow"),
+        (torch.full((100,), 10), "a hump: the guide is too wide"),
+        (torch.arange(100) % 20, "uniform"),
+        (torch.tensor([4, 9, 10, 15]).repeat(250), "neither sloped, nor a U, nor a hump: look at the differences"),
+    ],
+    ids=["all low", "all high", "both ends", "the middle", "even", "in clumps"],
+)
+def test_shapes(ranks, shape):
+    assert judge(ranks.long().unsqueeze(-1), names=("z[0]",), num_draws=19).shapes == (shape,)
+
+
+def test_of_many_quantities_the_worst_are_printed():
+    ranks = torch.arange(200).remainder(20).unsqueeze(-1).repeat(1, 40)
+    ranks[:, 10:24] = 0
+    lines = str(judge(ranks, names=tuple(f"z[{d}]" for d in range(40)), num_draws=19)).splitlines()
+    assert lines[0].endswith("the guide fails in 14 of 40 quantities.")
+    assert len(lines[2:14]) == 12 and all(line.split()[0] in {f"z[{d}]" for d in range(10, 24)} for line in lines[2:14])
+    assert lines[14] == "and 28 more, closer to uniform"
+
+
 def test_ties_are_broken_at_random():
     """Where every draw equals the truth, ranks are uniform still."""
 

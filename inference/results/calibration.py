@@ -13,6 +13,9 @@ from torch import Tensor
 
 __all__ = ["Calibration"]
 
+# Quantities that are printed.
+_SHOWN = 12
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Calibration:
@@ -78,16 +81,22 @@ class Calibration:
         )
 
     def __str__(self) -> str:
-        """The verdict, and a line for each quantity."""
+        """The verdict, and a line for each quantity: of many, for those furthest from uniform."""
         failed = [name for name, passed in zip(self.names, self.passes_by_quantity.tolist(), strict=True) if not passed]
-        verdict = "passes" if self.passes else f"fails in {', '.join(failed)}"
+        where = ", ".join(failed) if len(failed) <= _SHOWN else f"{len(failed)} of {len(self.names)} quantities"
         width = max(map(len, self.names)) + 2
-        rows = zip(self.names, self.p_values.tolist(), self.distance.tolist(), self.shapes, strict=True)
+        shown = sorted(self.distance.argsort(descending=True)[:_SHOWN].tolist())
+        shapes, p_values, distances = self.shapes, self.p_values.tolist(), self.distance.tolist()
+        lines = [
+            f"Simulation-based calibration: the guide {f'fails in {where}' if failed else 'passes'}.",
+            f"{'quantity':<{width}}{'p':>10}{'distance':>10}  ranks of the true value",
+            *(f"{self.names[t]:<{width}}{p_values[t]:>10.2g}{distances[t]:>10.3f}  {shapes[t]}" for t in shown),
+        ]
+        if len(shown) < len(self.names):
+            lines.append(f"and {len(self.names) - len(shown)} more, closer to uniform")
         return "\n".join(
             [
-                f"Simulation-based calibration: the guide {verdict}.",
-                f"{'quantity':<{width}}{'p':>10}{'distance':>10}  ranks of the true value",
-                *(f"{name:<{width}}{p:>10.2g}{distance:>10.3f}  {shape}" for name, p, distance, shape in rows),
+                *lines,
                 "",
                 f"{len(self.ranks)} simulated datapoints, {self.num_draws} draws each.",
                 f"An exact guide fails with probability {self.alpha:g} at most (Bonferroni over {len(self.names)} "
@@ -98,17 +107,18 @@ class Calibration:
 
 
 def _shape(ranks: Int[Tensor, " N"], num_draws: int, *, joint: bool) -> str:
-    """Slope, U or hump, whichever is furthest from uniform in standard errors."""
-    values = torch.arange(num_draws + 1, dtype=torch.float64) - num_draws / 2
-    squares = values.square()
-    centred = ranks.double() - num_draws / 2
+    """Slope, U or hump: which of the outer quarters hold too many ranks, in standard errors."""
+    quarter = max(1, (num_draws + 1) // 4)
+    share = quarter / (num_draws + 1)
+    low = float((ranks < quarter).double().mean()) - share
+    high = float((ranks > num_draws - quarter).double().mean()) - share
     root = math.sqrt(len(ranks))
-    slope = float(centred.mean() / squares.mean().sqrt()) * root
-    spread = float((centred.square().mean() - squares.mean()) / squares.std(correction=0).clamp_min(1e-12)) * root
-    if max(abs(slope), abs(spread)) < 2:
+    slope = root * (high - low) / math.sqrt(2 * share)
+    bend = root * (high + low) / math.sqrt(2 * share * max(1 - 2 * share, share))
+    if max(abs(slope), abs(bend)) < 2:
         return "neither sloped, nor a U, nor a hump: look at the differences"
-    if abs(slope) < abs(spread):
-        return "a U: the guide is too narrow" if spread > 0 else "a hump: the guide is too wide"
+    if abs(slope) < abs(bend):
+        return "a U: the guide is too narrow" if bend > 0 else "a hump: the guide is too wide"
     if joint:
         return (
             "low: the draws lie where the joint density is too high; the guide is too narrow"
