@@ -64,12 +64,12 @@ class GapTracker:
         ValueError: `every` is not a positive integer, or data draw x anew at each access.
 
     Example:
-        >>> from inference import Amortized, MeanField, Training, fit_svi
+        >>> from inference import Amortized, MeanField, Search, Training, fit_svi
         >>> from pyro_vae.linear import LinearGaussian
         >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
         >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
         >>> x = torch.randn(64, 2)
-        >>> tracker = GapTracker(model.model, guide, x[:3], every=2)
+        >>> tracker = GapTracker(model.model, guide, x[:3], every=2, search=Search(max_rounds=1))
         >>> fit = fit_svi(model.model, guide, x, training=Training(epochs=4, callbacks=[tracker]), seed=0)
         >>> tracker.table()["epoch"]
         tensor([2, 4])

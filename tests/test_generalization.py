@@ -137,7 +137,7 @@ def test_on_data_of_the_model_itself_both_agree(oracle):
     for term, row in both.summary().items():
         assert abs(row["difference"]["mean"]) < 3 * row["difference"]["se"], term
         assert row["difference"]["mean"] == pytest.approx(row["real"]["mean"] - row["simulated"]["mean"])
-    assert both.reading.startswith("Real and simulated data agree") and both.reading in str(both)
+    assert both.reading.startswith("Real and simulated data differ by less than") and both.reading in str(both)
     truth = gap_of(oracle, oracle.draw(20_000, seed=9), 1.4).mean()
     gap = both.summary()["amortization_gap"]["simulated"]
     assert abs(gap["mean"] - truth) < 4 * gap["se"]

@@ -163,6 +163,14 @@ def test_two_clusters_far_apart_hold_one_bit():
     assert surgery.active_units.tolist() == [True, False]
 
 
+def test_a_bound_that_is_reached_is_said():
+    locs = 40.0 * np.arange(6)[:, None]
+    model = model_with(dist.Normal(torch.zeros(1), 1.0).to_event(1))
+    assert "I is at that bound" in str(elbo_surgery(model, rows_of(locs, np.ones((6, 1))), torch.zeros(6, 1), seed=0))
+    apart = elbo_surgery(model, rows_of(LOCS[:, None], SCALES[:, None]), torch.zeros(5, 1), seed=0)
+    assert "I is at that bound" not in str(apart)
+
+
 def test_a_collapsed_guide_has_nothing_to_take_apart():
     model = model_with(dist.Normal(torch.zeros(2), 1.0).to_event(1))
     surgery = elbo_surgery(model, rows_of(np.zeros((30, 2)), np.ones((30, 2))), torch.zeros(30, 2), seed=0)

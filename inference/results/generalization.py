@@ -88,8 +88,9 @@ class SimulatedGaps:
                 f"nats {less}."
             )
         return (
-            "Real and simulated data agree within three standard errors: the amortization gap is the encoder's, and "
-            "nothing here says that the model is misspecified."
+            "Real and simulated data differ by less than three standard errors (amortization gap "
+            f"{gap['mean']:.4f}, se {gap['se']:.4f}; log p(x) {log_p['mean']:.4f}, se {log_p['se']:.4f}): as far as so "
+            "many datapoints can tell, the gap is the encoder's and the model is not misspecified."
         )
 
     def __str__(self) -> str:

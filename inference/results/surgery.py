@@ -106,6 +106,8 @@ class Surgery:
             f"Active units: {summary['num_active']} of {summary['num_latents']} (the variance of E[z|x] is above "
             f"{self.threshold:g} of the prior's).",
         ]
+        if num_data > 1 and summary["mutual_information"]["mean"] > 0.95 * math.log(num_data):
+            lines.append("I is at that bound: z tells every datapoint from every other, and I(x; z) may be far larger.")
         unknown = int((~self.activity.isfinite()).sum())
         if unknown:
             lines.append(f"The prior has no variance in {unknown} dimensions: they are not counted.")
