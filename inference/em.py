@@ -1,79 +1,34 @@
-"""Variational EM: every datapoint has a row of variational parameters of its own."""
+"""Variational EM: every datapoint has a row of variational parameters of its own, kept or started at an encoder."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inference.batches import Data, chunks, fetch, require_fixed
+from inference.batches import Data, fetch, require_fixed
 from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
-from inference.noise import antithetic, derive_seed, like, resolve_seed, seeded
+from inference.noise import derive_seed, like, resolve_seed, seeded
 from inference.objectives import LocalELBO, Loss
 from inference.results import Fit
-from inference.rows import RowAdam
 from inference.scoring import require_contract, require_readable
+from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
+from inference.table import HeldOut, Table, passes
 from inference.training import Training, blame_site, device_for, optimise
 
 __all__ = ["fit_em"]
 
-# E-steps on held-out rows at the end of an epoch; the first epoch starts from nothing and takes more.
-HELD_OUT_STEPS = 50
-FIRST_HELD_OUT_STEPS = 300
 # E-steps on the whole table at the final model.
 LAST_STEPS = 50
-
-
-class Table:
-    """Rows of variational parameters with their own optimiser state, moved by E-steps at a given model.
-
-    Args:
-        objective: the loss at a row.
-        params: (N, K) rows to start from.
-        lr: step size, in the family's `step_units`.
-        num_particles: values of the loss a step and datapoint, in antithetic pairs.
-    """
-
-    def __init__(self, objective: LocalELBO, params: Float[Tensor, "N K"], *, lr: float, num_particles: int) -> None:
-        self.objective = objective
-        self.params = params
-        self.lr = lr
-        self.num_particles = num_particles
-        self.optimizer = RowAdam(*params.shape, betas=(0.9, 0.99), like=params)
-
-    def noise(self, num_rows: int) -> Float[Tensor, "S B R"]:
-        """Fresh antithetic noise from torch's global generator."""
-        num_draws = self.num_particles // 2 * self.objective.loss.num_particles
-        shape = (num_draws, num_rows, self.objective.family.num_noise)
-        return antithetic(torch.randn(shape, dtype=self.params.dtype, device=self.params.device))
-
-    def e_step(self, x: Tensor, index: Tensor, num_steps: int, *, lr_factor: float = 1.0) -> Float[Tensor, "B K"]:
-        """Move the rows at `index` by `num_steps`, asking gradients for them alone; returns them."""
-        index = index.to(self.params.device)
-        rows = self.params[index]
-        for _ in range(num_steps):
-            grad = self.objective.row_gradient(x, rows, self.noise(len(x)))
-            rows = self.optimizer.step(
-                rows, grad, index, lr=self.lr * lr_factor * self.objective.family.step_units(rows)
-            )
-        self.params[index] = rows
-        return rows
-
-    def settle(self, x: Tensor, index: Tensor, num_steps: int) -> Float[Tensor, "B K"]:
-        """As `e_step`, with steps that shrink to nothing: at a model that stands still, the rows come to rest."""
-        for step in range(num_steps):
-            rows = self.e_step(x, index, 1, lr_factor=math.cos(math.pi / 2 * step / num_steps) ** 2)
-        return rows
 
 
 def fit_em(
@@ -83,6 +38,8 @@ def fit_em(
     *,
     site: str | None = None,
     init: Callable[..., Any] | Float[Tensor, "N K"] | None = None,
+    restart: Literal["never", "every visit"] = "never",
+    encoder_gradient: EncoderGradient = "own row",
     loss: Loss | None = None,
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
@@ -100,12 +57,21 @@ def fit_em(
     nothing is amortized. The ELBO reported for an epoch is taken after each visit's E-step, at the parameters current
     at that visit, on fresh draws.
 
+    With `restart="every visit"` inference is semi-amortized: each visit starts at the current encoder's rows, and the
+    same optimiser step trains the encoder. It takes plain gradient steps of at most one standard deviation of q, whose
+    size does not follow the schedule: they are part of the inference, not of its training. The ELBO is then reported
+    before the steps, after them, and at q*, rows that have come to rest.
+
     Args:
         model: Pyro model.
         family: variational family.
         data: (N, P) training data, each with a fixed x.
         site: name of the latent site; by default that of `init`, else "z".
         init: a guide, (N, K) rows of parameters, or None: the standard normal for every datapoint.
+        restart: "never": a row goes on where its last visit left it; "every visit": it starts at the guide `init`, an
+            encoder with rows of this family, which is trained with the model.
+        encoder_gradient: what the encoder descends: the loss at its "own row", where visits start (Hjelm et al.), or
+            that where they end, "through steps" (Kim et al.), at several times the cost of a step.
         loss: what E-steps and M-steps minimise, and how; by default `StickingTheLanding()`, or `PathwiseELBO()` in a
             family whose densities are known at its own draws alone. What is reported is always the ELBO.
         training: settings.
@@ -114,7 +80,8 @@ def fit_em(
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
-        The ELBO over training, why the run ended, and the table `params` (N, K) after a last E-step at the final model.
+        The ELBO over training, why the run ended, and the table `params` (N, K) after a last E-step at the final model,
+        started at the encoder where every visit is.
 
     Raises:
         ValueError: nothing to train, the program breaks the contract, or `data` draws x anew at each access.
@@ -122,6 +89,9 @@ def fit_em(
 
     References:
         Neal & Hinton (1998), A view of the EM algorithm that justifies incremental, sparse, and other variants.
+        Hjelm, Cho, Chung, Salakhutdinov, Calhoun & Jojic (2016), Iterative refinement of the approximate posterior for
+        directed belief networks.
+        Kim, Wiseman, Miller, Sontag & Rush (2018), Semi-amortized variational autoencoders.
 
     Example:
         >>> from inference import MeanField
@@ -135,14 +105,18 @@ def fit_em(
     num_data = require_fixed(data, purpose="fit_em")
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_em")
+    semi_amortized = _is_semi_amortized(restart, encoder_gradient)
+    if semi_amortized:
+        require_encoder(init, family)
     site = site or getattr(init, "site", None) or "z"
+    encoder = init
     if given is not None:
         model, init = one_draw(given, data, model, init, purpose="fit_em")
     guide = init if callable(init) else None
-    for part in sharing_guide(model):
+    # What shares weights with a guide goes on doing so where the guide is trained; else its weights must not move.
+    for part in [] if semi_amortized else sharing_guide(model):
         if guide is None:
             part.check_cold_start()
-        # The guide is not trained here, so its weights must not move.
         part.keep_own_guide()
     device = device_for(training, model, guide)
 
@@ -154,7 +128,7 @@ def fit_em(
         with eval_mode(model, guide):
             require_readable(model, first, index)
             require_contract(objective, first, index, seed=seed)
-            leaves = trainable(model, x=first)
+            leaves = trainable(model, *([guide] if semi_amortized and guide is not None else []), x=first)
         # A model may hold them too, as one whose prior is made from the guide does.
         known = {id(leaf) for leaf in leaves.values()}
         leaves |= {f"family.{name}": leaf for name, leaf in family.named_parameters() if id(leaf) not in known}
@@ -165,85 +139,94 @@ def fit_em(
 
         def table(rows_of: Data, init: Callable[..., Any] | Tensor | None) -> Table:
             parts = []
-            for index, x in _batches(model, rows_of, device=device):
+            for index, x in passes(model, rows_of, device=device):
                 rows = start_rows(init, family, x, index, site=site, num_data=len(rows_of), seed=seed)
                 parts.append(family.initial_params(len(x), like=like(x)) if rows is None else rows.detach())
             return Table(objective, torch.cat(parts), lr=training.local_lr, num_particles=training.num_particles)
 
         with eval_mode(model, guide):
-            local = table(data, init)
+            kept = table(data, init)
             # Rows given for the training data say nothing about held-out ones; a guide does.
-            held_out = (
-                None if validation is None else _HeldOut(table(validation, guide), validation, model, device, seed)
+            unseen = (
+                None
+                if validation is None
+                else HeldOut(table(validation, guide), validation, model, guide, device=device, seed=seed)
             )
 
-        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
-            with eval_mode(model):
-                rows = local.e_step(x, index, training.local_steps, lr_factor=lr_factor)
-            noise = local.noise(len(x))
-            value = objective(x, rows, noise).mean()
-            if objective.kl_weight == 1.0 and objective.loss.is_elbo:
-                return value, -value
-            return value, objective.log_weights(x, rows, noise).mean()
-
+        visits = (
+            SemiAmortized(objective, encoder, model, training, encoder_gradient=encoder_gradient)
+            if semi_amortized
+            else _KeptRows(kept, model, training)
+        )
         fit = optimise(
             objective,
-            visit,
+            visits,
             leaves,
             data,
             training,
-            keep=modules_of(model),
+            keep=modules_of(model, guide if semi_amortized else None),
             device=device,
-            held_out=held_out,
+            held_out=None if unseen is None else lambda: visits.held_out(unseen),
             blame=lambda x: blame_site(model, lambda x: _standard_guide(family, site, x), x),
-            label="variational EM",
+            label="semi-amortized" if semi_amortized else "variational EM",
             check=lambda x, index: require_readable(model, x, index),
         )
         # Rows of early batches belong to an older model: one more E-step for all of them at the final one.
         objective.kl_weight = 1.0
-        with eval_mode(model), pyro.validation_enabled(is_validate=False):
-            for index, x in _batches(model, data, device=device):
-                local.settle(x, index, LAST_STEPS)
-    settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site}
-    settings |= {"loss": repr(objective.loss), "seed": seed}
-    settings |= describe_one(given)
-    return dataclasses.replace(fit, params=local.params.cpu(), settings=settings)
+        best = 0.0
+        with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
+            local = table(data, init) if semi_amortized else kept
+            for index, x in passes(model, data, device=device):
+                rows = local.settle(x, index, LAST_STEPS)
+                with seeded(derive_seed(seed, "best", int(index[0]))):
+                    best += local.total_elbo(x, rows)[0]
+    settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "restart": restart}
+    if semi_amortized:
+        settings["encoder_gradient"] = encoder_gradient
+    settings |= {"loss": repr(objective.loss), "seed": seed, **describe_one(given)}
+    return dataclasses.replace(
+        fit,
+        params=local.params.cpu(),
+        elbo_best=torch.tensor(best / num_data, dtype=torch.float64),
+        settings=settings,
+        **visits.record(num_data),
+    )
 
 
-class _HeldOut:
-    """The held-out ELBO of a model: rows of their own, refined at the frozen model, warm from one epoch to the next."""
+class _KeptRows:
+    """Visits that go on where the row's last visit ended: variational EM."""
 
-    def __init__(self, table: Table, data: Data, model: Callable[..., Any], device: torch.device, seed: int) -> None:
+    def __init__(self, table: Table, model: Callable[..., Any], training: Training) -> None:
         self.table = table
-        self.data = data
         self.model = model
-        self.device = device
-        self.seed = seed
-        self.num_steps = FIRST_HELD_OUT_STEPS
+        self.num_steps = training.local_steps
 
-    def __call__(self) -> float:
-        total = 0.0
+    def __call__(self, x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
+        """The loss of a visit at its rows after the E-step, and the true ELBO there."""
         objective = self.table.objective
-        weight, objective.kl_weight = objective.kl_weight, 1.0
         with eval_mode(self.model):
-            for index, x in _batches(self.model, self.data, device=self.device):
-                with seeded(derive_seed(self.seed, "validation", int(index[0]), self.num_steps)):
-                    rows = self.table.settle(x, index, self.num_steps)
-                # The same draws every epoch, so that epochs compare; and none that chose the rows.
-                with seeded(derive_seed(self.seed, "validation/score", int(index[0]))):
-                    for _ in range(8):
-                        total += float(objective.log_weights(x, rows, self.table.noise(len(x))).double().mean(0).sum())
-        self.num_steps = HELD_OUT_STEPS
-        objective.kl_weight = weight
-        return total / (8 * len(self.data))
+            rows = self.table.e_step(x, index, self.num_steps, lr_factor=lr_factor)
+        noise = self.table.noise(len(x))
+        value = objective(x, rows, noise).mean()
+        if objective.kl_weight == 1.0 and objective.loss.is_elbo:
+            return value, -value
+        return value, objective.log_weights(x, rows, noise).mean()
+
+    def held_out(self, rows_at_rest: HeldOut) -> float:
+        """The held-out ELBO at q*."""
+        return rows_at_rest()[0]
+
+    def record(self, num_data: int) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing that `Fit` does not have of every run."""
+        return {}
 
 
-def _batches(model: Callable[..., Any], data: Data, *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for start, stop in chunks(len(data), 1024):
-        index = torch.arange(start, stop)
-        x = fetch(data, index, device=device)
-        require_readable(model, x, index)
-        yield index, x
+def _is_semi_amortized(restart: str, encoder_gradient: str) -> bool:
+    if restart not in ("never", "every visit"):
+        raise ValueError(f"restart: expected 'never' or 'every visit'; got {restart!r}.")
+    if encoder_gradient not in ("own row", "through steps"):
+        raise ValueError(f"encoder_gradient: expected 'own row' or 'through steps'; got {encoder_gradient!r}.")
+    return restart == "every visit"
 
 
 def _standard_guide(family: Family, site: str, x: Tensor) -> None:

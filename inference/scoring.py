@@ -88,6 +88,12 @@ def guide_of(guide: Callable[..., Any], index: Int[Tensor, " B"], *, num_data: i
     return guide.rows(index.to(guide.table.device))
 
 
+def same_family(own: object, family: Family) -> bool:
+    """Whether rows of the one are rows of the other, with the same meaning."""
+    # Weights that were frozen are buffers: no weights at all means that nothing is remembered of them either.
+    return own is family or (isinstance(own, Family) and repr(own) == repr(family) and not own.has_weights)
+
+
 @torch.no_grad()
 def guide_rows(
     guide: Callable[..., Any], family: Family, x: Tensor, *, site: str | None, seed: int
@@ -97,10 +103,7 @@ def guide_rows(
     Raises:
         ValueError: the family does not contain the guide's distribution.
     """
-    own = getattr(guide, "family", None)
-    # Weights that were frozen are buffers: no weights at all means that nothing is remembered of them either.
-    same = own is family or (isinstance(own, Family) and repr(own) == repr(family) and not own.has_weights)
-    if same and hasattr(guide, "params"):
+    if same_family(getattr(guide, "family", None), family) and hasattr(guide, "params"):
         return guide.params(x)
     _, q = guide_distribution(guide, x, site=site)
     rows = family.params_from(q)

@@ -9,6 +9,7 @@ from oracles import LinearOracle
 from torch import nn
 
 import inference.em
+import inference.table
 from inference import (
     Adam,
     Amortized,
@@ -227,13 +228,13 @@ def test_patience_keeps_the_best(x):
 def test_held_out_draws_chose_nothing(x, monkeypatch):
     """The seeds under which held-out rows move are not those under which they are scored."""
     seeds = []
-    original = inference.em.derive_seed
+    original = inference.table.derive_seed
 
     def spy(seed, stage, *keys):
         seeds.append((stage, *keys))
         return original(seed, stage, *keys)
 
-    monkeypatch.setattr(inference.em, "derive_seed", spy)
+    monkeypatch.setattr(inference.table, "derive_seed", spy)
     fit_em(start().model, MeanField(2), x, training=Training(epochs=3), validation=x[:20], seed=0)
     moves, scores = (seeds[i::2] for i in (0, 1))
     assert len(set(scores)) == 1 and not set(moves) & set(scores)

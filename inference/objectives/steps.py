@@ -17,7 +17,7 @@ from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
 from inference.noise import like
 from inference.objectives.elbo import PathwiseELBO, StickingTheLanding
-from inference.objectives.loss import Joint, Loss
+from inference.objectives.loss import Joint, Loss, log_prob_at, surrogate
 from inference.objectives.wake_sleep import WakeSleep
 
 __all__ = ["AmortizedELBO", "AmortizedLoss", "LocalELBO", "Objective"]
@@ -226,4 +226,26 @@ class LocalELBO(Objective):
         rows = rows.detach().requires_grad_()
         (grad,) = torch.autograd.grad(self(x, rows, noise).sum(), rows)
         # A row that has left the range of its dtype must not take its optimiser state with it.
+        return grad.nan_to_num(0.0, 0.0, 0.0)
+
+    def differentiable_gradient(
+        self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
+    ) -> Float[Tensor, "B K"]:
+        """As `row_gradient`, as a function of rows that can be differentiated again; of a `DReG` loss, that of `IWAE`.
+
+        Args:
+            x: (B, P) datapoints.
+            rows: (B, K) their variational parameters, which require a gradient.
+            noise: (S, B, R) standard normal.
+        """
+        log_p, q = Joint(self.model, x, self.site), self.family(rows)
+        if isinstance(self.loss, StickingTheLanding):
+            # Not through `along_path`: what it holds still would be held still in the second derivative too.
+            z, _ = from_noise(q, noise)
+            loss = -self.loss.mean(surrogate(log_p(z), log_prob_at(self.loss, q, z), self.kl_weight))
+            (slope,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
+            (grad,) = torch.autograd.grad(z, rows, slope, create_graph=True)
+        else:
+            loss = self.loss.keeping_score(log_p, q, noise, kl_weight=self.kl_weight)
+            (grad,) = torch.autograd.grad(loss.sum(), rows, create_graph=True)
         return grad.nan_to_num(0.0, 0.0, 0.0)

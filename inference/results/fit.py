@@ -27,6 +27,13 @@ class Fit:
         best_epoch: 0-based epoch whose parameters were kept (early stopping), or None: the last ones.
         settings: everything needed to run it again.
         params: (N, K) rows of variational parameters of the training data (variational EM only), else None.
+        elbo_start: (E,) of semi-amortized inference, else None: the true ELBO on the training data at the encoder's
+            rows, before the steps of each visit; `elbo` and `elbo_validation` are those after the steps.
+        elbo_start_validation: (E,) the same on the held-out data at the end of each epoch, or None.
+        elbo_best_validation: (E,) of semi-amortized inference: the held-out ELBO at q*, rows that have come to rest, at
+            the end of each epoch, or None.
+        elbo_best: () of variational EM: the training ELBO at q*, the rows in `params`, at the final model on fresh
+            draws, else None.
     """
 
     elbo: Float[Tensor, " E"]
@@ -37,15 +44,23 @@ class Fit:
     best_epoch: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     params: Float[Tensor, "N K"] | None = None
+    elbo_start: Float[Tensor, " E"] | None = None
+    elbo_start_validation: Float[Tensor, " E"] | None = None
+    elbo_best_validation: Float[Tensor, " E"] | None = None
+    elbo_best: Float[Tensor, ""] | None = None
 
     def __str__(self) -> str:
         """One line: length, final ELBO, and why it stopped."""
         if not len(self.elbo):
             return f"no epoch finished; stopped because: {self.stopped_because}"
         held_out = "" if self.elbo_validation is None else f", held-out {self.elbo_validation[-1]:.3f}"
+        stages = ""
+        if self.elbo_start is not None and self.elbo_best is not None:
+            stages = f" ({self.elbo_start[-1]:.3f} before the steps, {self.elbo_best:.3f} at q*)"
         kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
         return (
-            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{held_out}"
+            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{stages}"
+            f"{held_out}"
             f" nats per datapoint; stopped because: {self.stopped_because}{kept}"
         )
 
