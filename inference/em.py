@@ -22,12 +22,12 @@ from inference.objectives import LocalELBO, Loss
 from inference.results import Fit
 from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
-from inference.table import HeldOut, Table, passes
+from inference.table import FIRST_STEPS, HeldOut, Table, passes
 from inference.training import Training, blame_site, device_for, optimise
 
 __all__ = ["fit_em"]
 
-# E-steps on the whole table at the final model.
+# E-steps on the whole table at the final model, where its rows are warm.
 LAST_STEPS = 50
 
 
@@ -175,9 +175,10 @@ def fit_em(
         objective.kl_weight = 1.0
         best = 0.0
         with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
-            local = table(data, init) if semi_amortized else kept
+            # Where every visit starts anew, so does this one; it then goes on to the end.
+            local, num_steps = (table(data, init), FIRST_STEPS) if semi_amortized else (kept, LAST_STEPS)
             for index, x in passes(model, data, device=device):
-                rows = local.settle(x, index, LAST_STEPS)
+                rows = local.settle(x, index, num_steps)
                 with seeded(derive_seed(seed, "best", int(index[0]))):
                     best += local.total_elbo(x, rows)[0]
     settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "restart": restart}

@@ -17,11 +17,12 @@ from inference.objectives import LocalELBO
 from inference.rows import RowAdam
 from inference.scoring import require_readable
 
-__all__ = ["HeldOut", "Table", "passes"]
+__all__ = ["FIRST_STEPS", "HeldOut", "Table", "pairs_of_noise", "passes"]
 
-# E-steps on held-out rows at the end of an epoch; the first epoch starts from nothing and takes more.
+# E-steps that bring a row to rest from wherever it starts.
+FIRST_STEPS = 300
+# E-steps on held-out rows at the end of an epoch, once they are warm.
 HELD_OUT_STEPS = 50
-FIRST_HELD_OUT_STEPS = 300
 
 
 class Table:
@@ -92,7 +93,7 @@ class HeldOut:
         self.programs = programs
         self.device = device
         self.seed = seed
-        self.num_steps = FIRST_HELD_OUT_STEPS
+        self.num_steps = FIRST_STEPS
 
     def __call__(self, *others: Callable[[Tensor], Tensor]) -> list[float]:
         """The ELBO at rows that have come to rest, and at those that each of `others` makes of x, on the same draws."""

@@ -143,7 +143,7 @@ def test_fit_svi_reports_the_true_elbo(loss, warm_up, oracle, x):
 @pytest.mark.parametrize("warm_up", [0, 3])
 def test_fit_em_reports_the_true_elbo(loss, warm_up, oracle, x, monkeypatch):
     monkeypatch.setattr(inference.em, "LAST_STEPS", 1)
-    monkeypatch.setattr(inference.table, "FIRST_HELD_OUT_STEPS", 10)
+    monkeypatch.setattr(inference.table, "FIRST_STEPS", 10)
     monkeypatch.setattr(inference.table, "HELD_OUT_STEPS", 10)
     model, family = exact(oracle).model, MeanField(2)
     training = Training(epochs=2, batch_size=500, warm_up=warm_up, num_particles=8, local_steps=1, **STILL)
