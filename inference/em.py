@@ -145,7 +145,7 @@ def fit_em(
             return Table(objective, torch.cat(parts), lr=training.local_lr, num_particles=training.num_particles)
 
         with eval_mode(model, guide):
-            kept = table(data, init)
+            kept = None if semi_amortized else table(data, init)
             # Rows given for the training data say nothing about held-out ones; a guide does.
             unseen = (
                 None
@@ -155,7 +155,7 @@ def fit_em(
 
         visits = (
             SemiAmortized(objective, encoder, model, training, encoder_gradient=encoder_gradient)
-            if semi_amortized
+            if kept is None
             else _KeptRows(kept, model, training)
         )
         fit = optimise(
@@ -176,7 +176,7 @@ def fit_em(
         best = 0.0
         with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
             # Where every visit starts anew, so does this one; it then goes on to the end.
-            local, num_steps = (table(data, init), FIRST_STEPS) if semi_amortized else (kept, LAST_STEPS)
+            local, num_steps = (table(data, init), FIRST_STEPS) if kept is None else (kept, LAST_STEPS)
             for index, x in passes(model, data, device=device):
                 rows = local.settle(x, index, num_steps)
                 with seeded(derive_seed(seed, "best", int(index[0]))):

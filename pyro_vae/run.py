@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -231,14 +232,8 @@ def _content(vae: VAE, fit: Fit) -> dict[str, Any]:
         "vae": vae.state_dict(),
         "has_guide": vae.guide is not None,
         "fit": {
-            "elbo": fit.elbo,
-            "elbo_validation": fit.elbo_validation,
-            "seconds": fit.seconds,
-            "num_steps": fit.num_steps,
-            "stopped_because": fit.stopped_because,
-            "best_epoch": fit.best_epoch,
+            **{field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)},
             "settings": json.loads(json.dumps(dict(fit.settings), default=str)),
-            "params": fit.params,
         },
     }
 

@@ -315,6 +315,28 @@ def test_a_prior_made_from_the_guide_keeps_its_gradient(loss):
     assert all(part.abs().max() > 1e-4 for part in of_prior)
 
 
+@pytest.mark.parametrize("loss", [*LOSSES, WakeSleep(3, insomnia=0.5)], ids=repr)
+def test_the_step_is_the_loss_at_the_guide(loss):
+    """At one value a datapoint, with the weight of the KL."""
+    model, guide, x = (
+        LinearGaussian(torch.randn(3, 2), torch.zeros(3), SCALE),
+        Amortized(MeanField(2), nn.Linear(3, 4)),
+        torch.randn(5, 3),
+    )
+    objective = AmortizedLoss(model.model, guide, loss)
+    objective.kl_weight = 0.3
+    with private_store(model.model, guide):
+        with seeded(3):
+            value = objective(x)
+        with seeded(3):
+            guide(x)
+            log_p, noise = Joint(model.model, x, "z"), torch.randn(loss.num_particles, 5, 2)
+            expected = loss(log_p, guide.distribution(x), noise, kl_weight=0.3).mean()
+            plain = loss(log_p, guide.distribution(x), noise).mean()
+    torch.testing.assert_close(value, expected)
+    assert abs((plain - expected).item()) > 0.01
+
+
 # Pyro's wake-sleep ----------------------------------------------------------------------------------------------------
 
 

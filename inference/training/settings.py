@@ -58,8 +58,10 @@ class Training:
             0: never.
         local_steps: steps on a datapoint's own row at each visit (variational EM). Over many epochs fewer, down to 1,
             fit a model faster; over few epochs a row needs more, or a warm start.
-        local_lr: their step size, in standard deviations of q for locations; it follows the schedule (variational EM).
-        num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs.
+        local_lr: their step size, in standard deviations of q for locations (variational EM); it follows the schedule,
+            unless every visit starts anew.
+        num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs; with a loss that is
+            made of k draws, k times as many.
         callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
         device: where minibatches go; by default where the model is.
     """
