@@ -262,7 +262,7 @@ class Autoencoder(nn.Module):
                 label="autoencoder",
             )
         return AutoencoderFit(
-            squared_error=-fit.elbo,
+            squared_error=-fit.elbo,  # type: ignore[operator]
             squared_error_validation=None if fit.elbo_validation is None else -fit.elbo_validation,
             seconds=fit.seconds,
             num_steps=fit.num_steps,

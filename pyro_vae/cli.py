@@ -145,10 +145,10 @@ class FitCommand:
             )
             fit = run.fit
         if self.json:
-            held_out = None if fit.elbo_validation is None else fit.elbo_validation.tolist()
+            columns = {name: values.tolist() for name, values in fit.history.items()}
             record = {
-                "elbo": fit.elbo.tolist(),
-                "elbo_validation": held_out,
+                **columns,
+                "elbo_validation": columns.get("elbo_validation"),
                 "seconds": fit.seconds,
                 "num_steps": fit.num_steps,
             }

@@ -171,11 +171,9 @@ def save_run(folder: Path, *, config: Mapping[str, Any], vae: VAE, fit: Fit) -> 
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(resolved, indent=2) + "\n")
     with atomic_write(folder / METRICS) as temporary, temporary.open("w") as lines:
-        for epoch, elbo in enumerate(fit.elbo.tolist()):
-            row = {"epoch": epoch + 1, "elbo": elbo}
-            if fit.elbo_validation is not None:
-                row["elbo_validation"] = fit.elbo_validation[epoch].item()
-            lines.write(json.dumps(row) + "\n")
+        columns = {name: values.tolist() for name, values in fit.history.items()}
+        for epoch, row in enumerate(zip(*columns.values(), strict=True)):
+            lines.write(json.dumps({"epoch": epoch + 1, **dict(zip(columns, row, strict=True))}) + "\n")
     save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
     (folder / FIGURES).mkdir(exist_ok=True)
 

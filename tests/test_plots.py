@@ -1,3 +1,5 @@
+import dataclasses
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,6 +108,14 @@ class TestElbo:
         marker = line(plot_elbo({"SVI": fit}), "SVI, epoch kept (21)")
         assert marker.get_xdata() == [21]
         assert marker.get_ydata() == [fit.elbo_validation[20]]
+
+    def test_a_fit_without_an_elbo_shows_what_was_held_out(self):
+        fit = make_fit()
+        sampled = dataclasses.replace(fit, elbo=None, log_joint=fit.elbo + 20)
+        ax = plot_elbo({"Monte Carlo EM": sampled})
+        assert legend(ax) == ["Monte Carlo EM, held-out", "Monte Carlo EM, epoch kept (21)"]
+        nothing = dataclasses.replace(sampled, elbo_validation=None, best_epoch=None)
+        assert not len(plot_elbo({"Monte Carlo EM": nothing}).lines)
 
     def test_without_held_out_data_only_training_is_drawn(self):
         ax = plot_elbo({"SVI": make_fit(validation=False, best_epoch=None)})

@@ -201,6 +201,17 @@ def test_fit_in_one_line():
     assert str(fit(elbo=torch.zeros(0))) == "no epoch finished; stopped because: the budget ended"
 
 
+def test_a_fit_without_an_elbo_says_what_it_has():
+    sampled = fit(elbo=None, log_joint=torch.tensor([-7.0, -6.5]))
+    assert "1.2 s: mean log p(x, z) -6.500 nats per datapoint; stopped" in str(sampled) and list(sampled.history) == [
+        "log_joint"
+    ]
+    both = fit(elbo=None, log_joint=torch.tensor([-7.0, -6.5]), elbo_validation=torch.tensor([-9.5, -9.25]))
+    assert "mean log p(x, z) -6.500, held-out ELBO -9.250 nats" in str(both)
+    assert list(both.history) == ["log_joint", "elbo_validation"]
+    assert str(fit(elbo=None, log_joint=torch.zeros(0))).startswith("no epoch finished")
+
+
 @pytest.mark.parametrize("record", [gaps, evidence, fit, refined], ids=lambda f: f.__name__)
 def test_records_are_frozen_and_travel(record):
     record = record()

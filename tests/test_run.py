@@ -1,8 +1,13 @@
+import dataclasses
 import json
 
 import pytest
+import torch
 
-from pyro_vae.run import new_folder, open_run
+from inference import Fit
+from pyro_vae import VAE
+from pyro_vae.parts import Parts, Sizes
+from pyro_vae.run import new_folder, open_run, save_run
 
 
 class TestNewFolder:
@@ -75,3 +80,25 @@ def test_open_run_says_what_is_wrong(tmp_path, config, error, message):
     with pytest.raises(error, match=message) as caught:
         open_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_fit_without_an_elbo_comes_back(tmp_path):
+    parts, sizes = Parts(), Sizes(num_latents=2, num_values=4)
+    vae = VAE(**parts.build(sizes) | {"encoder": None})
+    fit = Fit(
+        elbo=None,
+        log_joint=torch.tensor([-3.0, -2.0]),
+        elbo_validation=torch.tensor([-4.0, -3.5]),
+        seconds=1.0,
+        num_steps=2,
+        stopped_because="the budget ended",
+    )
+    config = {"parts": parts.to_config(), "sizes": dataclasses.asdict(sizes)}
+    save_run(tmp_path, config=config, vae=vae, fit=fit)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"epoch": 1, "log_joint": -3.0, "elbo_validation": -4.0},
+        {"epoch": 2, "log_joint": -2.0, "elbo_validation": -3.5},
+    ]
+    again = open_run(tmp_path).fit
+    assert str(again) == str(fit) and again.elbo is None and torch.equal(again.log_joint, fit.log_joint)

@@ -19,7 +19,7 @@ class Fit:
     Attributes:
         elbo: (E,) the true ELBO (never the warmed-up objective) on the training data, one value an epoch, nats per
             datapoint, averaged over the epoch's minibatches at the parameters each was visited with. For variational EM
-            it is taken after each visit's E-step.
+            it is taken after each visit's E-step. None where there is no q, hence no ELBO (Monte Carlo EM).
         elbo_validation: (E,) the ELBO on the held-out data at the end of each epoch, nats per datapoint, or None.
         seconds: wall-clock seconds of the whole run.
         num_steps: number of optimiser steps on shared parameters.
@@ -34,9 +34,11 @@ class Fit:
             the end of each epoch, or None.
         elbo_best: () of variational EM: the training ELBO at q*, the rows in `params`, at the final model on fresh
             draws, else None.
+        log_joint: (E,) mean log p(x, z) over the chains of the training data (Monte Carlo EM only), one value an epoch,
+            nats per datapoint, else None. It bounds nothing, and compares with no ELBO.
     """
 
-    elbo: Float[Tensor, " E"]
+    elbo: Float[Tensor, " E"] | None
     elbo_validation: Float[Tensor, " E"] | None
     seconds: float
     num_steps: int
@@ -48,20 +50,41 @@ class Fit:
     elbo_start_validation: Float[Tensor, " E"] | None = None
     elbo_best_validation: Float[Tensor, " E"] | None = None
     elbo_best: Float[Tensor, ""] | None = None
+    log_joint: Float[Tensor, " E"] | None = None
+
+    @property
+    def history(self) -> dict[str, Float[Tensor, " E"]]:
+        """What was measured each epoch, by the name of its attribute; what was not is left out."""
+        columns = {
+            "elbo": self.elbo,
+            "log_joint": self.log_joint,
+            "elbo_validation": self.elbo_validation,
+            "elbo_start": self.elbo_start,
+            "elbo_start_validation": self.elbo_start_validation,
+            "elbo_best_validation": self.elbo_best_validation,
+        }
+        return {name: values for name, values in columns.items() if values is not None}
 
     def __str__(self) -> str:
-        """One line: length, final ELBO, and why it stopped."""
-        if not len(self.elbo):
+        """One line: length, what was reached, and why it stopped."""
+        lengths = [len(values) for values in self.history.values()]
+        if not any(lengths):
             return f"no epoch finished; stopped because: {self.stopped_because}"
-        held_out = "" if self.elbo_validation is None else f", held-out {self.elbo_validation[-1]:.3f}"
+        names = {"elbo": "ELBO", "log_joint": "mean log p(x, z)", "elbo_validation": "held-out ELBO"}
+        if self.elbo is not None:
+            names["elbo_validation"] = "held-out"
         stages = ""
         if self.elbo_start is not None and self.elbo_best is not None:
             stages = f" ({self.elbo_start[-1]:.3f} before the steps, {self.elbo_best:.3f} at q*)"
+        reached = ", ".join(
+            f"{label} {self.history[name][-1]:.3f}{stages * (name == 'elbo')}"
+            for name, label in names.items()
+            if name in self.history
+        )
         kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
         return (
-            f"{len(self.elbo)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: ELBO {self.elbo[-1]:.3f}{stages}"
-            f"{held_out}"
-            f" nats per datapoint; stopped because: {self.stopped_because}{kept}"
+            f"{lengths[0]} epochs, {self.num_steps} steps, {self.seconds:.1f} s: {reached} nats per datapoint; stopped "
+            f"because: {self.stopped_because}{kept}"
         )
 
 

@@ -17,7 +17,8 @@ __all__ = ["plot_elbo"]
 def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
     """Training and held-out ELBO per epoch, one colour a fit, with the epoch that was kept.
 
-    The first tenth of the epochs does not stretch the axis; where it is cut, a note says so.
+    The first tenth of the epochs does not stretch the axis; where it is cut, a note says so. Of Monte Carlo EM the
+    held-out ELBO alone is drawn: on its training data it has none.
 
     Args:
         fits: `{name: Fit}`.
@@ -33,7 +34,7 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
     with drawing(ax, (6.0, 3.6)) as ax:
         shown, everything = [], []
         for color, (name, fit) in zip(cycle(COLORS), fits.items(), strict=False):
-            curves = {"training": to_numpy(fit.elbo)}
+            curves = {} if fit.elbo is None else {"training": to_numpy(fit.elbo)}
             if fit.elbo_validation is not None:
                 curves["held-out"] = to_numpy(fit.elbo_validation)
             for kind, values in curves.items():
@@ -46,10 +47,11 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
                 best = list(curves.values())[-1][fit.best_epoch]
                 label = f"{name}, epoch kept ({fit.best_epoch + 1})"
                 ax.plot(fit.best_epoch + 1, best, "o", color=color, markeredgecolor="white", markersize=7, label=label)
-        _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
+        if shown:
+            _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
+            ax.legend(loc="lower right")
         ax.set(xlabel="epoch", ylabel="ELBO (nats per datapoint)")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.legend(loc="lower right")
     return ax
 
 
