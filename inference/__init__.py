@@ -39,7 +39,7 @@ from inference.given import conditioned
 from inference.globals import draw_globals
 from inference.guides import Amortized, Local
 from inference.hmc import HMC
-from inference.mcmc import sample_posterior
+from inference.mcmc import fit_mcem, sample_posterior
 from inference.objectives import (
     IWAE,
     AnalyticKL,
@@ -128,6 +128,7 @@ __all__ = [
     "elbo_surgery",
     "ess",
     "fit_em",
+    "fit_mcem",
     "fit_svi",
     "generalization",
     "iwae",

@@ -186,7 +186,7 @@ class StepSize:
         """(B,) the step sizes now."""
         return self.log_size.exp()
 
-    def update(self, accept: Float[Tensor, "C B"], *, gain: float) -> None:
+    def update(self, accept: Float[Tensor, "C B"], *, gain: float | Float[Tensor, " B"]) -> None:
         """Move towards the target, given the acceptance probabilities of one transition."""
         self.log_size = self.log_size + gain * (accept.mean(0) - self.target)
 

@@ -15,13 +15,12 @@ from inference.evidence.annealing import as_evidence, describe_start, near_poste
 from inference.evidence.bound import elbo
 from inference.evidence.importance import iwae
 from inference.evidence.path import Annealing, paths
-from inference.families import Constrained, Family, MeanField
+from inference.families import Family, MeanField, on_support
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.results import Bidirectional, Evidence, Side
 from inference.simulation import simulate
-from inference.supports import is_unconstrained
 
 __all__ = ["bdmc"]
 
@@ -129,8 +128,7 @@ def _guide(
 def _mean_field(model: Callable[..., Any], x: Tensor, site: str) -> Family:
     with frozen(model):
         prior = latent_prior(model, x[:4].to(device_of(model)), site=site)
-    family = MeanField(prior.event_shape[0])
-    return family if is_unconstrained(prior.support) else Constrained(family, prior.support)  # type: ignore[arg-type]
+    return on_support(MeanField(prior.event_shape[0]), prior.support)
 
 
 def _side(

@@ -23,7 +23,6 @@ from inference.batches import Data, require_fixed
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.estep import Search, best_rows
 from inference.families import (
-    Constrained,
     Family,
     FullCovariance,
     MeanField,
@@ -31,6 +30,7 @@ from inference.families import (
     from_noise,
     loc_and_tril,
     noise_size,
+    on_support,
 )
 from inference.given import Given, over_draws
 from inference.guides import Local
@@ -39,7 +39,7 @@ from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalELBO
 from inference.results import Evidence
 from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
-from inference.supports import bijection, is_unconstrained
+from inference.supports import bijection
 from inference.weights import Weighed, weigh
 
 __all__ = ["Defensive", "iwae", "proposal_rows"]
@@ -186,9 +186,7 @@ def proposal_rows(
         family = FullCovariance(size)
     else:
         family = family_of(getattr(q, "unconstrained", q)) if _is_normal(q) else MeanField(size)
-    if not is_unconstrained(q.support):
-        family = Constrained(family, q.support)  # type: ignore[arg-type]
-    family = family.to(x.device)
+    family = on_support(family, q.support).to(x.device)
     objective = LocalELBO(model, family, site)
     with torch.no_grad():
         start = family.params_from(q)

@@ -10,17 +10,17 @@ import pyro
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, Transform
+from torch.distributions import Distribution, Independent, Normal
 
 from inference.batches import Data
-from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
+from inference.densities import densities, guide_distribution
 from inference.evidence.schedules import Schedule, SigmoidalSchedule
-from inference.families import from_noise, loc_and_tril, noise_size
+from inference.families import from_noise, noise_size
 from inference.hmc import HMC, Metric, Point, StepSize, evaluate, noise_dims, transition
 from inference.isolation import device_of
+from inference.mcmc.target import Target, normal_of
 from inference.noise import normal_noise
 from inference.scoring import guide_of, like, prior_draws, read_chunks, require_sound
-from inference.supports import bijection, is_unconstrained
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 
@@ -80,44 +80,39 @@ class Path:
         \log \pi_\beta(z) = \log r(z) + \beta \log \frac{p(x, z)}{r(z)}
 
     Attributes:
-        model: Pyro model.
-        x: (B, P) datapoints.
+        target: the posterior of the datapoints.
         index: (B,) their indices.
-        site: name of the latent site.
-        onto: the map from R^D onto the support of z, or None.
         start: r, batch shape (B,), or None: the prior.
     """
 
-    model: Callable[..., Any]
-    x: Float[Tensor, "B P"]
+    target: Target
     index: Int[Tensor, " B"]
-    site: str
-    onto: Transform | None
     start: Distribution | None
 
     def __call__(self, free: Float[Tensor, "C B D"]) -> Float[Tensor, "2 C B"]:
         """Log r and log p(x, z) - log r, the two terms that HMC weighs by 1 and beta."""
-        z = free if self.onto is None else self.onto(free)
-        terms = densities(self.model, self.x, z, site=self.site)
-        log_volume = 0.0 if self.onto is None else self.onto.log_abs_det_jacobian(free, z)
+        target = self.target
+        z, log_slope = target.constrain(free)
+        terms = densities(target.model, target.x, z, site=target.site)
         if self.start is None:
-            return torch.stack([terms.log_prior + log_volume, terms.log_likelihood])
+            return torch.stack([terms.log_prior + log_slope, terms.log_likelihood])
         log_r = self.start.log_prob(z)
-        return torch.stack([log_r + log_volume, terms.log_joint - log_r])
+        return torch.stack([log_r + log_slope, terms.log_joint - log_r])
 
     def draw_start(self, num_chains: int, *, stage: str, seed: int) -> Float[Tensor, "C B D"]:
         """Draws of r."""
+        model, x, site = self.target.model, self.target.x, self.target.site
         if self.start is None:
-            z = prior_draws(self.model, self.x, self.index, num_chains, site=self.site, seed=seed, stage=stage)
+            z = prior_draws(model, x, self.index, num_chains, site=site, seed=seed, stage=stage)
         else:
             shape = (num_chains, noise_size(self.start))
-            z, _ = from_noise(self.start, normal_noise(seed, stage, self.index, shape, like=like(self.x)))
-        return z if self.onto is None else self.onto.inv(z)
+            z, _ = from_noise(self.start, normal_noise(seed, stage, self.index, shape, like=like(x)))
+        return self.target.unconstrain(z)
 
     def noise(self, num_chains: int, num_latents: int, *, stage: str, step: int, seed: int) -> Tensor:
         """What one transition is made of."""
         shape = (num_chains, noise_dims(num_latents))
-        return normal_noise(seed, stage, self.index, shape, step=step, like=like(self.x))
+        return normal_noise(seed, stage, self.index, shape, step=step, like=like(self.target.x))
 
     @torch.no_grad()
     def plan(self, annealing: Annealing, *, seed: int) -> Plan:
@@ -125,7 +120,7 @@ class Path:
         free = self.draw_start(annealing.num_pilot_chains, stage="ais/pilot/start", seed=seed)
         betas = annealing.schedule(annealing.num_temperatures)
         fixed = None if self.start is None else _metric_of(self.start)
-        steps = StepSize(free.new_full((len(self.x),), 0.5), target=annealing.hmc.target_accept)
+        steps = StepSize(free.new_full((len(self.index),), 0.5), target=annealing.hmc.target_accept)
         point = evaluate(self, free)
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
@@ -161,7 +156,7 @@ class Path:
         self, z: Float[Tensor, "B D"], plan: Plan, annealing: Annealing, *, seed: int
     ) -> tuple[Tensor, Tensor]:
         """The same log weights of chains from one exact draw z of each posterior back to r, and mean acceptance."""
-        free = z if self.onto is None else self.onto.inv(z)
+        free = self.target.unconstrain(z)
         point = evaluate(self, free.expand(annealing.num_chains, *free.shape))
         log_w, accepted = self._weight(plan, annealing.num_temperatures, point), []
         for t in range(annealing.num_temperatures - 1, 0, -1):
@@ -200,16 +195,15 @@ def paths(
     for index, x in read_chunks(model, data, num_data, num_chains, device=device_of(model, start)):
         q = None
         with torch.no_grad():
-            prior = latent_prior(model, x, site=site)
+            target = Target.of(model, x, site)
             if start is None:
                 z = prior_draws(model, x, index, 1, site=site, seed=seed, stage="ais/contract")
-                densities(model, x, z, site=site)
-                require_rowwise(model, x[:4], z[0, :4], site=site)
+                target.check(target.unconstrain(z))
             else:
                 _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
                 require_sound(model, start, q, x, site=site)
                 _require_density(q)
-        yield Path(model, x, index, site, bijection(prior.support), q)
+        yield Path(target, index, q)
 
 
 def _require_density(q: Distribution) -> None:
@@ -223,11 +217,9 @@ def _require_density(q: Distribution) -> None:
         ) from error
 
 
-def _metric_of(q: Distribution) -> Metric | None:
-    """The shape of q in R^D; None where only q's shape on its support is known."""
+def _metric_of(q: Distribution) -> Metric:
+    """The shape of q in R^D."""
     free = getattr(q, "unconstrained", q)
-    if not is_unconstrained(free.support):
-        return None
     if isinstance(free, Independent) and isinstance(free.base_dist, Normal):
         return Metric(free.base_dist.scale)
-    return Metric(loc_and_tril(free)[1])
+    return Metric(normal_of(q)[1])

@@ -7,7 +7,7 @@ One concept a file: what a family is (`family`), the numbers that no real row ca
 
 from inference.families import kl as _kl  # noqa: F401 (registers divergences)
 from inference.families.autoregressive import AutoregressiveFlow
-from inference.families.constrained import Constrained
+from inference.families.constrained import Constrained, on_support
 from inference.families.coupling import CouplingFlow
 from inference.families.family import Family
 from inference.families.full_covariance import FullCovariance
@@ -42,4 +42,5 @@ __all__ = [
     "marginals",
     "mixture_marginals",
     "noise_size",
+    "on_support",
 ]

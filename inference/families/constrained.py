@@ -14,7 +14,7 @@ from torch.distributions.transforms import IndependentTransform
 from inference.families.family import Family
 from inference.families.flow import Bijection, Pushed
 from inference.families.reading import family_of
-from inference.supports import same_support
+from inference.supports import is_unconstrained, same_support
 
 
 class Constrained(Family):
@@ -143,6 +143,21 @@ class Constrained(Family):
     def extra_repr(self) -> str:
         """The family on R^D, and the support."""
         return f"{self.family!r}, {_describe(self.support)}"
+
+
+def on_support(family: Family, support: constraints.Constraint | None) -> Family:
+    """The family where it may live on all of R^D, else the family pushed onto the support.
+
+    Args:
+        family: variational family on R^D.
+        support: constraint on (D,) vectors, a prior's for example.
+
+    Example:
+        >>> from inference.families import MeanField
+        >>> on_support(MeanField(2), constraints.real_vector)
+        MeanField(2)
+    """
+    return family if is_unconstrained(support) else Constrained(family, support)  # type: ignore[arg-type]
 
 
 def _unconstrained(q: Distribution, base: constraints.Constraint) -> Distribution | None:

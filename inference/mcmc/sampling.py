@@ -14,15 +14,14 @@ from torch import Tensor
 
 from inference.batches import Data, require_fixed
 from inference.convergence import autocorrelated_ess, nested_rhat
-from inference.densities import densities, guide_distribution, latent_prior, require_rowwise
+from inference.densities import guide_distribution
 from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transition
 from inference.isolation import device_of, frozen
-from inference.mcmc.target import Target, normal_of, prior_draws
+from inference.mcmc.target import Target, normal_of
 from inference.noise import normal_noise, resolve_seed, seeded
 from inference.results import PosteriorDraws
-from inference.scoring import guide_of, read_chunks, require_sound
-from inference.supports import bijection
+from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 from inference.weights import mean_and_se
 
 __all__ = ["sample_posterior"]
@@ -128,9 +127,7 @@ def sample_posterior(
     with frozen(model, init), seeded(seed):
         for index, x in read_chunks(model, data, num_data, num_chains, device=device_of(model, init)):
             with torch.no_grad():
-                target = Target(
-                    model=model, x=x, site=site, onto=bijection(latent_prior(model, x[:4], site=site).support)
-                )
+                target = Target.of(model, x, site)
                 start = _start(target, init, index, num_superchains, num_data=num_data, seed=seed)
             with pyro.validation_enabled(is_validate=False):
                 part = _sample(
@@ -179,9 +176,7 @@ def _start(
         noise = normal_noise(seed, "sample_posterior/start", index, (num_points, loc.shape[-1]), like=loc)
         points = loc + WIDEN * (tril @ noise.movedim(0, -1)).movedim(-1, 0)
         start = Start(points, tril.square().sum(-1).sqrt())
-    z, _ = target.constrain(start.points)
-    densities(model, x, z[:1], site=site)
-    require_rowwise(model, x[:4], z[0, :4], site=site)
+    target.check(start.points[:1])
     return start
 
 

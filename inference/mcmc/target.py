@@ -1,4 +1,4 @@
-"""What chains move in: log p(x, z) in the coordinates of R^D, and where they may start."""
+"""What chains move in: log p(x, z) in the coordinates of R^D."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from inference.densities import densities, latent_prior
+from inference.densities import densities, latent_prior, require_rowwise
 from inference.families import Constrained, MeanField, loc_and_tril
-from inference.noise import BLOCK, derive_seed, seeded
-from inference.supports import is_unconstrained
+from inference.supports import bijection, is_unconstrained
 
-__all__ = ["Target", "normal_of", "prior_draws"]
+__all__ = ["Target", "normal_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,11 @@ class Target:
     site: str
     onto: Transform | None
 
+    @classmethod
+    def of(cls, model: Callable[..., Any], x: Float[Tensor, "B P"], site: str) -> Target:
+        """The posterior at these datapoints; T is read off the model's prior."""
+        return cls(model=model, x=x, site=site, onto=bijection(latent_prior(model, x[:4], site=site).support))
+
     def __call__(self, u: Float[Tensor, "C B D"]) -> Float[Tensor, "1 C B"]:
         """The one term f that an HMC transition asks for."""
         z, log_slope = self.constrain(u)
@@ -54,37 +57,11 @@ class Target:
         """The u with T u = z."""
         return z if self.onto is None else self.onto.inv(z)
 
-
-@torch.no_grad()
-def prior_draws(
-    model: Callable[..., Any],
-    x: Float[Tensor, "B P"],
-    index: Int[Tensor, " B"],
-    num_draws: int,
-    *,
-    site: str,
-    seed: int,
-    stage: str,
-) -> Float[Tensor, "S B E"]:
-    """Draws of the prior that belong to datapoints, as `normal_noise` does.
-
-    Args:
-        model: Pyro model.
-        x: (B, P) consecutive datapoints, from the start of a block.
-        index: (B,) their indices.
-        num_draws: S.
-        site: name of the latent site.
-        seed: the run's seed.
-        stage: what the draws are for.
-    """
-    parts = []
-    for within in torch.arange(len(x)).split(BLOCK):
-        few = x[within]
-        # A full block is always drawn, so that a datapoint's draws do not depend on what follows it.
-        prior = latent_prior(model, torch.cat([few, few[-1:].expand(BLOCK - len(few), -1)]), site=site)
-        with seeded(derive_seed(seed, stage, int(index[within[0]]) // BLOCK)):
-            parts.append(prior.sample((num_draws,))[:, : len(few)])
-    return torch.cat(parts, dim=1)
+    def check(self, u: Float[Tensor, "C B D"]) -> None:
+        """Run the model once at these positions, under validation, and refuse what breaks the contract."""
+        z, _ = self.constrain(u)
+        densities(self.model, self.x, z, site=self.site)
+        require_rowwise(self.model, self.x[:4], z[0, :4], site=self.site)
 
 
 def normal_of(q: Distribution) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D D"]]:

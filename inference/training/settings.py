@@ -22,7 +22,8 @@ class LoopState:
     Attributes:
         epoch: epochs finished.
         step: optimiser steps taken.
-        elbo: true training ELBO of each finished epoch, nats per datapoint.
+        elbo: true training ELBO of each finished epoch, nats per datapoint; of Monte Carlo EM, which has none, the mean
+            of log p(x, z).
         elbo_validation: held-out ELBO at the end of each, where there are held-out data.
         leaves: what is trained, by name.
         optimizer: the optimiser.

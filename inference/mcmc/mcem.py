@@ -1,0 +1,304 @@
+"""Monte Carlo EM: every datapoint has Markov chains of its own in its posterior, and no variational family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from inference.batches import Data, fetch, require_fixed
+from inference.densities import densities, guide_distribution, latent_prior
+from inference.families import Family, MeanField, on_support
+from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transition
+from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
+from inference.mcmc.target import Target
+from inference.noise import like, resolve_seed, seeded
+from inference.objectives import LocalELBO, Objective
+from inference.results import Fit
+from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
+from inference.table import HeldOut, Table, passes
+from inference.training import Training, blame_site, device_for, optimise
+
+__all__ = ["fit_mcem"]
+
+
+class Chains:
+    """Chains of every datapoint that go on from visit to visit, each datapoint at a step size of its own.
+
+    Args:
+        model: Pyro model.
+        site: name of the latent site.
+        hmc: settings of a transition.
+        u: (C, N, D) where the chains start, in R^D.
+    """
+
+    def __init__(self, model: Callable[..., Any], site: str, hmc: HMC, u: Float[Tensor, "C N D"]) -> None:
+        self.model = model
+        self.site = site
+        self.hmc = hmc
+        self.u = u
+        self.step_size = u.new_full((u.shape[1],), u.shape[2] ** -0.25)
+        self.age = torch.zeros(u.shape[1], dtype=torch.long, device=u.device)
+
+    def move(self, x: Float[Tensor, "B P"], index: Int[Tensor, " B"], num_steps: int) -> Float[Tensor, "C B E"]:
+        """Move the chains at `index` by `num_steps` transitions at the model as it is now; returns their z.
+
+        Step sizes are adapted with gains that fall with a datapoint's own number of transitions.
+        """
+        index = index.to(self.u.device)
+        with torch.no_grad():
+            target = Target.of(self.model, x, self.site)
+        # The model has moved since the last visit, and log p(x, z) with it.
+        point = evaluate(target, self.u[:, index])
+        size = StepSize(self.step_size[index], target=self.hmc.target_accept)
+        metric, one = Metric(torch.ones_like(point.z[0])), point.z.new_ones(1)
+        shape = (*point.z.shape[:2], noise_dims(point.z.shape[2]))
+        for _ in range(num_steps):
+            noise = torch.randn(shape, dtype=point.z.dtype, device=point.z.device)
+            # A trajectory may leave what the model's distributions accept; it is refused then.
+            with pyro.validation_enabled(is_validate=False):
+                point, accept = transition(target, point, one, noise, step_size=size.value, metric=metric, hmc=self.hmc)
+            self.age[index] += 1
+            size.update(accept, gain=self.age[index].to(accept) ** -0.6)
+        self.u[:, index] = point.z
+        self.step_size[index] = size.value
+        return target.constrain(point.z)[0]
+
+
+class JointLoss(Objective):
+    """Minus log p(x, z) of every datapoint, a mean over its chains: what the M-step lowers."""
+
+    def __init__(self, model: Callable[..., Any], site: str) -> None:
+        super().__init__()
+        self.model = model
+        self.site = site
+
+    def forward(self, x: Float[Tensor, "B P"], z: Float[Tensor, "C B D"]) -> Float[Tensor, " B"]:
+        """Nats.
+
+        Args:
+            x: (B, P) datapoints.
+            z: (C, B, D) a draw from each of their chains.
+        """
+        return -densities(self.model, x, z, site=self.site).log_joint.mean(0)
+
+
+def fit_mcem(
+    model: Callable[..., Any],
+    data: Data,
+    *,
+    site: str | None = None,
+    init: Callable[..., Any] | None = None,
+    num_chains: int = 4,
+    burn_in: int = 50,
+    hmc: HMC = HMC(),  # noqa: B008 (frozen)
+    training: Training = Training(),  # noqa: B008
+    validation: Data | None = None,
+    validation_family: Family | None = None,
+    seed: int | None = None,
+) -> Fit:
+    r"""Fit a model by Monte Carlo EM, with Markov chains of their own for every datapoint.
+
+    .. math::
+        \theta \leftarrow \theta + \rho \, \nabla_\theta \frac1{BC} \sum_n \sum_c \log p_\theta(x_n, z_{cn}), \qquad
+        z_{cn} \sim p_\theta(z \mid x_n) \text{ by Hamiltonian Monte Carlo}
+
+    For each minibatch: `Training.local_steps` transitions of its chains from where they were left, at the current model
+    (E-step; chains outside the batch do not move), then one optimiser step on the model's parameters at their positions
+    (M-step). As chains lag behind the model and gradients are noisy, it comes to rest at the maximum of the likelihood
+    only under a schedule that falls. No family limits the posterior, and no bound is maximised: there is no ELBO on the
+    training data. Of held-out data there is one, that of rows of a family refined at the frozen model, as `fit_em`
+    reports it.
+
+    Args:
+        model: Pyro model.
+        data: (N, P) training data, each with a fixed x.
+        site: name of the latent site; by default that of `init`, else "z".
+        init: a guide that chains start at draws of; None: draws of the prior.
+        num_chains: C, chains of each datapoint.
+        burn_in: transitions of a datapoint's chains, beyond those of every visit, before its first M-step.
+        hmc: settings of a transition.
+        training: settings; `local_lr` and `num_particles` are those of held-out rows.
+        validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
+        validation_family: of those rows; by default mean-field on the prior's support.
+        seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
+
+    Returns:
+        Mean log p(x, z) over training, `log_joint`, the held-out ELBO, and why the run ended; `elbo` is None.
+
+    Raises:
+        ValueError: nothing to train, the program breaks the contract, `data` draws x anew at each access, or a setting
+            that needs an ELBO.
+        FloatingPointError: a value became NaN or infinite; the message names the site.
+
+    References:
+        Wei & Tanner (1990), A Monte Carlo implementation of the EM algorithm.
+        Kingma & Welling (2014), Auto-encoding variational Bayes, where it is compared with.
+
+    Example:
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> fit = fit_mcem(model.model, torch.randn(64, 2), training=Training(epochs=2), seed=0)
+        >>> fit.elbo is None, fit.log_joint.shape
+        (True, torch.Size([2]))
+    """
+    seed = resolve_seed(seed)
+    num_data = require_fixed(data, purpose="fit_mcem")
+    if validation is not None:
+        require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_mcem")
+    _require_settings(init, training, validation, validation_family, num_chains=num_chains, burn_in=burn_in)
+    site = site or getattr(init, "site", None) or "z"
+    for part in sharing_guide(model):
+        if init is None:
+            part.check_cold_start()
+        # The guide is not trained here, so its weights must not move.
+        part.keep_own_guide()
+    device = device_for(training, model, init)
+
+    with private_store(model, init, keep=True), seeded(seed):
+        index = torch.arange(min(num_data, training.batch_size))
+        first = fetch(data, index, device=device)
+        # In eval mode, so that looking at the model moves no running statistics.
+        with eval_mode(model, init):
+            require_readable(model, first, index)
+            u = _start(model, init, data, num_chains, site=site, device=device, seed=seed)
+            leaves = trainable(model, x=first)
+            if not leaves:
+                raise ValueError(
+                    "model: expected parameters to train; found no `param` site. To draw from its posterior, use "
+                    "sample_posterior."
+                )
+            held_out = None
+            if validation is not None:
+                rows = _held_out_rows(
+                    model, validation_family, validation, training, site=site, device=device, seed=seed
+                )
+                held_out = HeldOut(rows, validation, model, device=device, seed=seed)
+        chains = Chains(model, site, hmc, u)
+        objective = JointLoss(model, site)
+
+        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+            # All datapoints of a batch have been visited equally often: once an epoch.
+            fresh = not chains.age[index[0]]
+            with eval_mode(model):
+                z = chains.move(x, index, training.local_steps + burn_in * fresh)
+            loss = objective(x, z).mean()
+            return loss, -loss
+
+        fit = optimise(
+            objective,
+            visit,
+            leaves,
+            data,
+            training,
+            keep=modules_of(model),
+            device=device,
+            held_out=None if held_out is None else lambda: held_out()[0],
+            blame=lambda x: blame_site(model, lambda x: None, x),  # noqa: ARG005
+            label="Monte Carlo EM",
+            check=lambda x, index: require_readable(model, x, index),
+        )
+    settings = {
+        **fit.settings,
+        "engine": "mcem",
+        "site": site,
+        "start": "prior" if init is None else "guide",
+        "num_chains": num_chains,
+        "burn_in": burn_in,
+        "hmc": asdict(hmc),
+        "seed": seed,
+    }
+    # What the loop follows is the mean of log p(x, z): it goes up as an ELBO does, and is none.
+    return dataclasses.replace(fit, elbo=None, log_joint=fit.elbo, settings=settings)
+
+
+def _require_settings(
+    init: object,
+    training: Training,
+    validation: Data | None,
+    validation_family: Family | None,
+    *,
+    num_chains: int,
+    burn_in: int,
+) -> None:
+    for name, value, least in (("num_chains", num_chains, 1), ("burn_in", burn_in, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
+    if init is not None and not callable(init):
+        raise ValueError(
+            f"init: expected a guide or None; got {type(init).__name__}. Wrap rows of parameters: Local(family, rows)."
+        )
+    if training.warm_up:
+        raise ValueError("warm_up: Monte Carlo EM has no KL term to weigh. Leave it at 0.")
+    if training.tol_elbo:
+        raise ValueError(
+            "tol_elbo: Monte Carlo EM has no ELBO on the training data. Pass validation= and patience, or tol_params."
+        )
+    if validation_family is None:
+        return
+    if validation is None:
+        raise ValueError(
+            "validation_family: nothing is held out; got validation=None. Pass validation=, or leave it out."
+        )
+    if validation_family.has_weights:
+        raise ValueError(
+            f"validation_family: expected a family without weights of its own, which nothing here would train; got "
+            f"{validation_family!r}. Try MeanField or FullCovariance."
+        )
+
+
+@torch.no_grad()
+def _start(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    data: Data,
+    num_chains: int,
+    *,
+    site: str,
+    device: torch.device,
+    seed: int,
+) -> Float[Tensor, "C N D"]:
+    """Where the chains of all datapoints start, in R^D; refuses a program that breaks the contract."""
+    parts = []
+    for index, x in passes(model, data, device=device):
+        target = Target.of(model, x, site)
+        if guide is None:
+            z = prior_draws(model, x, index, num_chains, site=site, seed=seed, stage="fit_mcem/start")
+        else:
+            part = guide_of(guide, index, num_data=len(data))
+            _, q = guide_distribution(part, x, site=site)
+            require_sound(model, part, q, x, site=site)
+            z = q.sample((num_chains,))
+        u = target.unconstrain(z)
+        target.check(u[:1])
+        parts.append(u)
+    return torch.cat(parts, dim=1)
+
+
+def _held_out_rows(
+    model: Callable[..., Any],
+    family: Family | None,
+    data: Data,
+    training: Training,
+    *,
+    site: str,
+    device: torch.device,
+    seed: int,
+) -> Table:
+    """Rows of a family for held-out data, at their cold start."""
+    index = torch.arange(min(len(data), 64))
+    x = fetch(data, index, device=device)
+    if family is None:
+        with torch.no_grad():
+            prior = latent_prior(model, x, site=site)
+        family = on_support(MeanField(prior.event_shape[0]), prior.support).to(device)
+    objective = LocalELBO(model, family, site)
+    require_contract(objective, x, index, seed=seed)
+    rows = family.initial_params(len(data), like=like(x))
+    return Table(objective, rows, lr=training.local_lr, num_particles=training.num_particles)
