@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from records import provenance, write
+from records import over_seeds, provenance, write
 
 from inference import Adam, Defensive, Evidence, Training, fit_svi, iwae
 from pyro_vae import VAE, load, paired_difference
@@ -153,13 +153,7 @@ def summary(runs: list[Scored], base: list[Scored] | None = None) -> dict[str, f
             paired_difference(run, first)  # Refuses masses against densities, and other data.
         value = value - torch.stack([run.log_p.value for run in base])
         error = error + torch.stack([run.log_p.se for run in base]).square()
-    num_seeds, num_data = value.shape
-    return {
-        "mean": value.mean().item(),
-        "se": value.mean(0).std().item() / math.sqrt(num_data),
-        "mc_se": error.sum().sqrt().item() / value.numel(),
-        "seed_se": value.mean(1).std().item() / math.sqrt(num_seeds) if num_seeds > 1 else math.nan,
-    }
+    return over_seeds(value, error.sqrt())
 
 
 def kept(folder: Path | None, case: Case, title: str, data: Any, seed: int) -> tuple[Scored, dict[str, Any]]:
