@@ -43,7 +43,6 @@ from inference import (
     Training,
     WakeSleep,
     fit_em,
-    fit_mcem,
     fit_svi,
     iwae,
     refine,
@@ -67,17 +66,8 @@ def _wake_sleep(vae: VAE, data: Split, training: Training, seed: int) -> object:
     return fit_svi(vae.model, vae.guide, data, loss=loss, training=training, seed=seed)  # type: ignore[arg-type]
 
 
-def _semi_amortized(vae: VAE, data: Split, training: Training, seed: int) -> object:
-    family = vae.guide.family  # type: ignore[union-attr]
-    return fit_em(vae.model, family, data, init=vae.guide, restart="every visit", training=training, seed=seed)
-
-
 def _em(vae: VAE, data: Split, training: Training, seed: int) -> object:
     return fit_em(vae.model, MeanField(vae.num_latents), data, training=training, seed=seed)
-
-
-def _mcem(vae: VAE, data: Split, training: Training, seed: int) -> object:
-    return fit_mcem(vae.model, data, num_chains=1, training=training, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,11 +88,9 @@ class Engine:
 ENGINES = {
     "SVI": Engine(fit=_svi, amortized=True),
     "wake-sleep": Engine(fit=_wake_sleep, amortized=True),
-    "semi-amortized, 5 steps": Engine(fit=_semi_amortized, amortized=True),
     "variational EM, 1 step": Engine(fit=_em, local_steps=1),
     "variational EM, 5 steps": Engine(fit=_em),
     "variational EM, 20 steps": Engine(fit=_em, local_steps=20),
-    "Monte Carlo EM": Engine(fit=_mcem),
 }
 
 

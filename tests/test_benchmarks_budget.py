@@ -121,10 +121,10 @@ def test_the_budget_holds_tuning_and_fit():
 
 
 def test_over_seeds():
-    value = torch.tensor([[1.0, 3.0], [2.0, 8.0]])
-    found = records.over_seeds(value, torch.tensor([[0.3, 0.0], [0.4, 0.0]]))
-    assert found["mean"] == 3.5 and found["mc_se"] == pytest.approx(0.5 / 4)
-    assert found["se"] == pytest.approx(torch.tensor([1.5, 5.5]).std().item() / math.sqrt(2))
+    value = torch.tensor([[1.0, 3.0, 2.0], [2.0, 8.0, 5.0]])
+    found = records.over_seeds(value, torch.tensor([[0.3, 0.0, 0.0], [0.4, 0.0, 0.0]]))
+    assert found["mean"] == 3.5 and found["mc_se"] == pytest.approx(0.5 / 6)
+    assert found["se"] == pytest.approx(torch.tensor([1.5, 5.5, 3.5]).std().item() / math.sqrt(3))
     assert found["seed_se"] == pytest.approx(torch.tensor([2.0, 5.0]).std().item() / math.sqrt(2))
     assert math.isnan(records.over_seeds(value[:1], value[:1])["seed_se"])
 
