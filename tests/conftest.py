@@ -1,5 +1,7 @@
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 # The tests' matrices are too small to share between threads, and a second thread waits long for a core that is busy.
@@ -65,3 +67,16 @@ def image_folder(image_archives, monkeypatch):
     """The same folder, as the one that `load` reads."""
     monkeypatch.setenv("PYRO_VAE_DATA", str(image_archives))
     return image_archives
+
+
+@pytest.fixture
+def run_benchmark(image_folder):  # noqa: ARG001 (the script reads it from the environment)
+    """Run a script of benchmarks/ at a tiny size, as a user does: `run_benchmark("budget.py", out, "--jobs=1")`."""
+    root = Path(__file__).resolve().parents[1]
+
+    def run(script, out, *words):
+        command = [sys.executable, str(root / "benchmarks" / script), f"--out={out}", "--dry-run", *words]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
+
+    return run

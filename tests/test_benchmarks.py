@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import inference_suboptimality as suboptimality
 import pytest
@@ -15,7 +11,6 @@ import torch
 from inference import Evidence, Gaps
 from pyro_vae.comparison import Scored, paired_difference
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESET = dataclasses.replace(suboptimality.PRESETS["quick"], num_images=3)
 ERROR = torch.full((6,), 0.1)
 
@@ -142,19 +137,12 @@ def test_the_record_and_its_picture(tmp_path):
     assert "as expected" in suboptimality.text_of(record)
 
 
-def run(script, out, *words):
-    command = [sys.executable, str(ROOT / "benchmarks" / script), f"--out={out}", "--dry-run", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-
-
 @pytest.mark.slow
-def test_inference_suboptimality_runs(tmp_path, image_folder):
+def test_inference_suboptimality_runs(tmp_path, run_benchmark):
     """Both data sets at a tiny size; then again, from what was kept."""
     for preset in ("paper", "paper"):
-        done = run("inference_suboptimality.py", tmp_path, f"--preset={preset}", "--jobs=1", "--device=cpu")
+        done = run_benchmark("inference_suboptimality.py", tmp_path, f"--preset={preset}", "--jobs=1", "--device=cpu")
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "record.json").read_text()) == json.loads(done.stdout)
-    refused = run("inference_suboptimality.py", tmp_path, "--seed=1")
+    refused = run_benchmark("inference_suboptimality.py", tmp_path, "--seed=1")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "other settings" in refused.stderr

@@ -184,3 +184,14 @@ def test_a_fit_ends_within_an_epoch():
     found = budget.fit(budget.ENGINES["SVI"], PRESET, data, times=[0.05, 0.2], rate=1e-3, seed=0, device="cpu")
     assert time.perf_counter() - began < 30
     assert found["snapshots"][1]["seconds"] == pytest.approx(found["seconds"]) and found["seconds"] >= 0.2
+
+
+@pytest.mark.slow
+def test_budget_runs(tmp_path, run_benchmark):
+    """Every engine at a tiny size; then again, from what was kept."""
+    for _ in range(2):
+        done = run_benchmark("budget.py", tmp_path, "--preset=paper", "--jobs=1", "--device=cpu")
+        assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert list(record["sizes"]["200"]["engines"]) == list(budget.ENGINES)
+    assert all((tmp_path / f"{term}.png").exists() for term in budget.SCORES)
