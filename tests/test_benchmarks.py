@@ -3,10 +3,9 @@
 import dataclasses
 import json
 
-import inference_suboptimality as suboptimality
 import pytest
-import studies
 import torch
+from studies import common, gap_table, suboptimality
 
 from inference import Evidence, Gaps
 from pyro_vae.comparison import Scored, paired_difference
@@ -56,7 +55,7 @@ def found():
 def table():
     measured = found()
     return {
-        title: suboptimality.columns(variant, PRESET, measured[title], measured.get(variant.decoder_of))
+        title: gap_table.columns(variant, PRESET, measured[title], measured.get(variant.decoder_of))
         for title, variant in suboptimality.VARIANTS.items()
     }
 
@@ -70,16 +69,16 @@ def test_difference_is_that_of_the_library():
         )
         for value, se in columns
     ]
-    assert studies.difference(*columns) == paired_difference(*records)
-    first = studies.difference(*columns, rows=slice(0, 3))
+    assert common.difference(*columns) == paired_difference(*records)
+    first = common.difference(*columns, rows=slice(0, 3))
     assert first["mean"] == pytest.approx(float((values[0][0] - values[0][1])[:3].mean()))
 
 
 def test_verdicts():
     cases = {"as expected": (1.0, 0.4), "undecided": (1.0, 0.6), "contrary": (-1.0, 0.4)}
     for word, (mean, se) in cases.items():
-        assert studies.verdict({"mean": mean, "se": se, "mc_se": 0.0}) == word
-    assert studies.verdict({"mean": 1.0, "se": float("nan"), "mc_se": 0.0}) == "undecided"
+        assert common.verdict({"mean": mean, "se": se, "mc_se": 0.0}) == word
+    assert common.verdict({"mean": 1.0, "se": float("nan"), "mc_se": 0.0}) == "undecided"
 
 
 def test_columns_of_a_variant():
@@ -95,27 +94,27 @@ def test_columns_of_a_variant():
 
 
 def test_directions():
-    claims = suboptimality.directions("mnist", table(), 3)
+    claims = gap_table.directions("mnist", table(), 3)
     verdicts = {claim["expected"]: (claim["train"]["verdict"], claim["test"]["verdict"]) for claim in claims}
     assert verdicts.pop("a wider encoder has the smaller amortization gap") == ("contrary", "contrary")
     assert len(verdicts) == 4 and set(verdicts.values()) == {("as expected", "as expected")}
-    fashion = suboptimality.directions("fashion-mnist", table(), 3)
+    fashion = gap_table.directions("fashion-mnist", table(), 3)
     (dominates,) = (claim for claim in fashion if "dominates" in claim["expected"])
     assert dominates["test"]["difference"]["mean"] == pytest.approx(3 - 2)
 
 
 def test_a_folder_keeps_what_was_made_and_refuses_other_settings(tmp_path):
-    studies.open_folder(tmp_path / "study", {"seed": 0})
-    studies.open_folder(tmp_path / "study", {"seed": 0})
+    common.open_folder(tmp_path / "study", {"seed": 0})
+    common.open_folder(tmp_path / "study", {"seed": 0})
     with pytest.raises(ValueError, match="--out: .*other settings"):
-        studies.open_folder(tmp_path / "study", {"seed": 1})
+        common.open_folder(tmp_path / "study", {"seed": 1})
     made = []
 
     def make():
         made.append(1)
         return {"gaps": found()["flow guide"]}
 
-    first, second = (studies.kept(tmp_path / "kept" / "flow.pt", make) for _ in range(2))
+    first, second = (common.kept(tmp_path / "kept" / "flow.pt", make) for _ in range(2))
     assert len(made) == 1
     assert torch.equal(first["gaps"].elbo_local_by_family, second["gaps"].elbo_local_by_family)
     assert isinstance(second["gaps"].estimates["IWAE"], Evidence)
@@ -124,17 +123,17 @@ def test_a_folder_keeps_what_was_made_and_refuses_other_settings(tmp_path):
 def test_the_record_and_its_picture(tmp_path):
     for title, measured in found().items():
         record = {"seconds": {"fit": 1.0, "measure": 1.0}}
-        file = tmp_path / "mnist" / f"{studies.slug(title)}.pt"
-        studies.kept(file, lambda measured=measured, record=record: {"gaps": measured, "record": record})
-    record = {"datasets": {"mnist": suboptimality.record_of("mnist", PRESET, tmp_path)}}
+        file = tmp_path / "mnist" / f"{common.slug(title)}.pt"
+        common.kept(file, lambda measured=measured, record=record: {"gaps": measured, "record": record})
+    record = {"datasets": {"mnist": gap_table.record_of("mnist", PRESET, tmp_path)}}
     record["settings"] = PRESET.describe()
     json.dumps(record)
     test = record["datasets"]["mnist"]["variants"]["mean-field guide"]["splits"]["test"]
     assert test["elbo_flow"]["mean"] == pytest.approx(-91 + 4)  # images 3, 4 and 5
     assert test["estimates"]["IWAE"]["mean"] == pytest.approx(4)
-    suboptimality.draw(record, tmp_path / "gaps.png")
+    gap_table.draw(record, tmp_path / "gaps.png")
     assert (tmp_path / "gaps.png").stat().st_size > 10_000
-    assert "as expected" in suboptimality.text_of(record)
+    assert "as expected" in gap_table.text_of(record)
 
 
 @pytest.mark.slow

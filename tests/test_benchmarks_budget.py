@@ -10,10 +10,11 @@ import budget
 import pytest
 import records
 import torch
+from studies import common, curves, engines, meter
 
 from inference import MeanField, Training, fit_em, fit_svi
 
-PRESET = budget.dry(budget.PRESETS["quick"])
+PRESET = engines.dry(engines.PRESETS["quick"])
 X = (torch.rand(60, 12, generator=torch.Generator().manual_seed(0)) < 0.3).double()
 
 
@@ -30,58 +31,58 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(budget.time, "perf_counter", made)
+    monkeypatch.setattr(meter.time, "perf_counter", made)
     return made
 
 
-def step(meter, optimizer, clock, seconds=1.0):
+def step(watch, optimizer, clock, seconds=1.0):
     clock.now += seconds
-    meter.decoder(torch.ones(5, 2)).sum().backward()
+    watch.decoder(torch.ones(5, 2)).sum().backward()
     optimizer.step()
 
 
 def test_snapshots_at_set_times_until_the_last(clock):
     decoder = torch.nn.Linear(2, 3)
-    meter = budget.Meter(decoder, times=[2.0, 3.5, 6.0], rate=0.1)
+    watch = meter.Meter(decoder, times=[2.0, 3.5, 6.0], rate=0.1)
     steps = 0
-    with meter:
-        optimizer = meter.optimizer(decoder.parameters())
+    with watch:
+        optimizer = watch.optimizer(decoder.parameters())
         while True:
-            step(meter, optimizer, clock)
+            step(watch, optimizer, clock)
             steps += 1
     assert steps == 5  # the sixth ends it
-    assert {number: found["seconds"] for number, found in meter.snapshots.items()} == {0: 2.0, 1: 4.0, 2: 6.0}
-    assert [found["evaluations"] for found in meter.snapshots.values()] == [20, 40, 60]
-    kept = [found["weights"]["weight"] for found in meter.snapshots.values()]
+    assert {number: found["seconds"] for number, found in watch.snapshots.items()} == {0: 2.0, 1: 4.0, 2: 6.0}
+    assert [found["evaluations"] for found in watch.snapshots.values()] == [20, 40, 60]
+    kept = [found["weights"]["weight"] for found in watch.snapshots.values()]
     assert not torch.equal(kept[0], kept[1]) and torch.equal(kept[2], decoder.weight)
     # Nothing is watched any more.
     decoder(torch.ones(5, 2))
-    assert meter.evaluations == 60
+    assert watch.evaluations == 60
 
 
 def test_a_step_that_takes_long_skips_times_and_a_divergence_keeps_what_there_was(clock):
     decoder = torch.nn.Linear(2, 3)
-    meter = budget.Meter(decoder, times=[1.0, 2.0, 3.0, 9.0], rate=0.1)
-    with meter:
-        optimizer = meter.optimizer(decoder.parameters())
-        step(meter, optimizer, clock, seconds=3.0)
+    watch = meter.Meter(decoder, times=[1.0, 2.0, 3.0, 9.0], rate=0.1)
+    with watch:
+        optimizer = watch.optimizer(decoder.parameters())
+        step(watch, optimizer, clock, seconds=3.0)
         raise FloatingPointError
-    assert list(meter.snapshots) == [2]
-    with pytest.raises(KeyError), meter:
+    assert list(watch.snapshots) == [2]
+    with pytest.raises(KeyError), watch:
         raise KeyError
 
 
 def test_evaluations_are_rows_forward_and_backward():
     decoder = torch.nn.Linear(2, 3)
-    with budget.Meter(decoder, times=[1.0], rate=0.1) as meter:
+    with meter.Meter(decoder, times=[1.0], rate=0.1) as watch:
         z = torch.ones(4, 2, requires_grad=True)
         with torch.no_grad():
             decoder(z)
-        assert meter.evaluations == 4
+        assert watch.evaluations == 4
         output = decoder(z)
-        assert meter.evaluations == 8
+        assert watch.evaluations == 8
         torch.autograd.grad(output.sum(), z)
-        assert meter.evaluations == 12
+        assert watch.evaluations == 12
 
 
 def test_what_engines_spend():
@@ -89,16 +90,16 @@ def test_what_engines_spend():
     count = {}
     for name, steps in {"svi": 0, "em": 3}.items():
         vae = budget.build(PRESET, X.shape[1], amortized=name == "svi")
-        meter = budget.Meter(vae.decoder, times=[math.inf], rate=1e-3)
-        training = partial(Training, batch_size=20, optimizer=meter.optimizer, local_steps=max(steps, 1))
+        watch = meter.Meter(vae.decoder, times=[math.inf], rate=1e-3)
+        training = partial(Training, batch_size=20, optimizer=watch.optimizer, local_steps=max(steps, 1))
         for epochs in (1, 2):
-            before = meter.evaluations
-            with meter:
+            before = watch.evaluations
+            with watch:
                 if name == "svi":
                     fit_svi(vae.model, vae.guide, X, training=training(epochs=epochs), seed=0)
                 else:
                     fit_em(vae.model, MeanField(3), X, training=training(epochs=epochs), seed=0)
-            count[name, epochs] = meter.evaluations - before
+            count[name, epochs] = watch.evaluations - before
     # What is spent before and after the epochs cancels.
     assert count["svi", 2] - count["svi", 1] == len(X) * 2
     assert count["em", 2] - count["em", 1] == len(X) * 2 * (3 + 1) * 2
@@ -113,7 +114,7 @@ def test_every_engine_starts_at_the_same_decoder():
 
 
 def test_the_budget_holds_tuning_and_fit():
-    preset = budget.PRESETS["quick"]
+    preset = engines.PRESETS["quick"]
     assert preset.trial_seconds * len(preset.rates) + preset.times[-1] == pytest.approx(preset.seconds)
     assert len(preset.times) == preset.num_snapshots
     ratios = [later / earlier for earlier, later in zip(preset.times, preset.times[1:], strict=False)]
@@ -131,24 +132,24 @@ def test_over_seeds():
 
 def test_scores_at_equal_cost():
     points = [{"evaluations": 10, "log_p": {"mean": -9.0}}, {"evaluations": 1000, "log_p": {"mean": -5.0}}]
-    assert budget.at(points, "evaluations", 100, "log_p") == pytest.approx(-7)
-    assert budget.at(points, "evaluations", 1000, "log_p") == -5
-    assert math.isnan(budget.at(points, "evaluations", 5, "log_p")) and math.isnan(budget.at([], "seconds", 5, "log_p"))
+    assert curves.at(points, "evaluations", 100, "log_p") == pytest.approx(-7)
+    assert curves.at(points, "evaluations", 1000, "log_p") == -5
+    assert math.isnan(curves.at(points, "evaluations", 5, "log_p")) and math.isnan(curves.at([], "seconds", 5, "log_p"))
 
 
 def test_curves_and_comparison(tmp_path):
     """Three engines with two seeds: SVI, one that is better by 2, one that never finished a step."""
     for name, gain in {"SVI": 0.0, "wake-sleep": 2.0, "Monte Carlo EM": None}.items():
-        own = tmp_path / "200" / budget.slug(name)
-        budget.kept(own / "tuned.pt", lambda: {"trials": [], "rate": 0.1, "seconds": 5.0, "evaluations": 50})
+        own = tmp_path / "200" / common.slug(name)
+        common.kept(own / "tuned.pt", lambda: {"trials": [], "rate": 0.1, "seconds": 5.0, "evaluations": 50})
         for seed in PRESET.seeds:
             numbers = [] if gain is None else [0, 1]
             snapshots = {n: {"seconds": 1.0 + n, "evaluations": 100 * (n + 1), "weights": {}} for n in numbers}
             value = torch.tensor([-90.0, -80.0]) + seed + (gain or 0)
-            terms = {n: {term: (value + n, torch.ones(2)) for term in budget.SCORES} for n in numbers}
-            budget.kept(own / f"fit-{seed}.pt", lambda found=snapshots: {"snapshots": found})
-            budget.kept(own / f"scores-{seed}.pt", lambda found=terms: found)
-    sizes = budget.record_of(PRESET, ["SVI", "wake-sleep", "Monte Carlo EM"], tmp_path)
+            terms = {n: {term: (value + n, torch.ones(2)) for term in curves.SCORES} for n in numbers}
+            common.kept(own / f"fit-{seed}.pt", lambda found=snapshots: {"snapshots": found})
+            common.kept(own / f"scores-{seed}.pt", lambda found=terms: found)
+    sizes = curves.record_of(PRESET, ["SVI", "wake-sleep", "Monte Carlo EM"], tmp_path)
     engines, comparison = sizes["200"]["engines"], sizes["200"]["comparison"]
     first, last = engines["SVI"]["points"]
     assert (first["seconds"], last["seconds"], last["evaluations"]) == (6.0, 7.0, 250)
@@ -160,8 +161,8 @@ def test_curves_and_comparison(tmp_path):
     assert comparison["at_equal_evaluations"]["evaluations"] == 250
     record = {"sizes": sizes, "settings": {"seconds": 8.0, "seeds": PRESET.seeds}}
     json.dumps(record)
-    assert "finished no step" in budget.text_of(record)
-    budget.draw(record, "log_p", tmp_path / "log_p.png")
+    assert "finished no step" in curves.text_of(record)
+    curves.draw(record, "log_p", tmp_path / "log_p.png")
     assert (tmp_path / "log_p.png").stat().st_size > 10_000
 
 
@@ -181,7 +182,7 @@ def test_a_fit_ends_within_an_epoch():
     """An epoch of 10^5 steps does not hold it up."""
     data = X.repeat(2000, 1)
     began = time.perf_counter()
-    found = budget.fit(budget.ENGINES["SVI"], PRESET, data, times=[0.05, 0.2], rate=1e-3, seed=0, device="cpu")
+    found = budget.fit(engines.ENGINES["SVI"], PRESET, data, times=[0.05, 0.2], rate=1e-3, seed=0, device="cpu")
     assert time.perf_counter() - began < 30
     assert found["snapshots"][1]["seconds"] == pytest.approx(found["seconds"]) and found["seconds"] >= 0.2
 
@@ -193,5 +194,5 @@ def test_budget_runs(tmp_path, run_benchmark):
         done = run_benchmark("budget.py", tmp_path, "--preset=paper", "--jobs=1", "--device=cpu")
         assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
-    assert list(record["sizes"]["200"]["engines"]) == list(budget.ENGINES)
-    assert all((tmp_path / f"{term}.png").exists() for term in budget.SCORES)
+    assert list(record["sizes"]["200"]["engines"]) == list(engines.ENGINES)
+    assert all((tmp_path / f"{term}.png").exists() for term in curves.SCORES)
