@@ -15,6 +15,7 @@ from torch import Tensor
 from inference.batches import Data, fetch, require_fixed
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import Family, MeanField, on_support
+from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transition
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.mcmc.target import Target
@@ -52,20 +53,21 @@ class Chains:
         Step sizes are adapted with gains that fall with a datapoint's own number of transitions.
         """
         index = index.to(self.u.device)
+        u = self.u[:, index]
+        size = StepSize(self.step_size[index], target=self.hmc.target_accept)
+        metric, one = Metric(torch.ones_like(u[0])), u.new_ones(1)
+        shape = (*u.shape[:2], noise_dims(u.shape[2]))
         with torch.no_grad():
             target = Target.of(self.model, x, self.site)
-        # The model has moved since the last visit, and log p(x, z) with it.
-        point = evaluate(target, self.u[:, index])
-        size = StepSize(self.step_size[index], target=self.hmc.target_accept)
-        metric, one = Metric(torch.ones_like(point.z[0])), point.z.new_ones(1)
-        shape = (*point.z.shape[:2], noise_dims(point.z.shape[2]))
-        for _ in range(num_steps):
-            noise = torch.randn(shape, dtype=point.z.dtype, device=point.z.device)
-            # A trajectory may leave what the model's distributions accept; it is refused then.
-            with pyro.validation_enabled(is_validate=False):
+        # A trajectory may leave what the model's distributions accept; it is refused then.
+        with pyro.validation_enabled(is_validate=False):
+            # The model has moved since the last visit, and log p(x, z) with it.
+            point = evaluate(target, u)
+            for _ in range(num_steps):
+                noise = torch.randn(shape, dtype=u.dtype, device=u.device)
                 point, accept = transition(target, point, one, noise, step_size=size.value, metric=metric, hmc=self.hmc)
-            self.age[index] += 1
-            size.update(accept, gain=self.age[index].to(accept) ** -0.6)
+                self.age[index] += 1
+                size.update(accept, gain=self.age[index].to(accept) ** -0.6)
         self.u[:, index] = point.z
         self.step_size[index] = size.value
         return target.constrain(point.z)[0]
@@ -101,6 +103,7 @@ def fit_mcem(
     training: Training = Training(),  # noqa: B008
     validation: Data | None = None,
     validation_family: Family | None = None,
+    given: Given | None = None,
     seed: int | None = None,
 ) -> Fit:
     r"""Fit a model by Monte Carlo EM, with Markov chains of their own for every datapoint.
@@ -127,6 +130,7 @@ def fit_mcem(
         training: settings; `local_lr` and `num_particles` are those of held-out rows.
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         validation_family: of those rows; by default mean-field on the prior's support.
+        given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
@@ -154,6 +158,8 @@ def fit_mcem(
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_mcem")
     _require_settings(init, training, validation, validation_family, num_chains=num_chains, burn_in=burn_in)
     site = site or getattr(init, "site", None) or "z"
+    if given is not None:
+        model, init = one_draw(given, data, model, init, purpose="fit_mcem")
     for part in sharing_guide(model):
         if init is None:
             part.check_cold_start()
@@ -213,6 +219,7 @@ def fit_mcem(
         "burn_in": burn_in,
         "hmc": asdict(hmc),
         "seed": seed,
+        **describe_one(given),
     }
     # What the loop follows is the mean of log p(x, z): it goes up as an ELBO does, and is none.
     return dataclasses.replace(fit, elbo=None, log_joint=fit.elbo, settings=settings)
