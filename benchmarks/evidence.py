@@ -22,7 +22,8 @@ from pyro_vae.data import Dataset
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.priors import StandardNormal
 
-NUM_DATA = 100
+# Datapoints; of quadrature fewer, as each of them has a grid of its own.
+NUM_DATA = {"quadrature": 40, "bounds": 100}
 
 
 def fitted(data: Dataset, num_latents: int, *, epochs: int, seed: int) -> tuple[VAE, dict[str, Any]]:
@@ -45,9 +46,9 @@ def fitted(data: Dataset, num_latents: int, *, epochs: int, seed: int) -> tuple[
 def against_quadrature(data: Dataset, *, epochs: int, seed: int) -> dict[str, Any]:
     """Each estimator's difference from quadrature, nats, on the first test images."""
     vae, fit = fitted(data, 2, epochs=epochs, seed=seed)
-    x = data.test.head(NUM_DATA).tensor()
+    x = data.test.head(NUM_DATA["quadrature"]).tensor()
     began = time.perf_counter()
-    exact = quadrature(vae.model, x)
+    exact = quadrature(vae.model, x, tol=1e-3)
     record: dict[str, Any] = {
         "log_p": exact.value.mean().item(),
         "seconds": {"quadrature": time.perf_counter() - began},
@@ -63,7 +64,7 @@ def against_quadrature(data: Dataset, *, epochs: int, seed: int) -> dict[str, An
         began = time.perf_counter()
         record[name] = difference(estimate(), exact)
         record["seconds"][name] = time.perf_counter() - began
-    return {"fit": fit, "num_data": NUM_DATA, "difference_from_quadrature": record}
+    return {"fit": fit, "num_data": len(x), "difference_from_quadrature": record}
 
 
 def difference(estimate: Evidence, exact: Evidence) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def between_bounds(data: Dataset, *, epochs: int, seed: int) -> dict[str, Any]:
     }
     for name, (start, annealing) in cases.items():
         began = time.perf_counter()
-        bounds = bdmc(vae.model, data.test, start=start, num_data=NUM_DATA, annealing=annealing, seed=seed)
+        bounds = bdmc(vae.model, data.test, start=start, num_data=NUM_DATA["bounds"], annealing=annealing, seed=seed)
         record[name] = {
             **bounds.summary(),
             "annealing": annealing.describe(),
@@ -102,7 +103,7 @@ def between_bounds(data: Dataset, *, epochs: int, seed: int) -> dict[str, Any]:
             "real": bounds.real.describe(),
             "seconds": time.perf_counter() - began,
         }
-    return {"fit": fit, "num_data": NUM_DATA, "bounds": record}
+    return {"fit": fit, "num_data": NUM_DATA["bounds"], "bounds": record}
 
 
 CASES = {"quadrature": against_quadrature, "bounds": between_bounds}
