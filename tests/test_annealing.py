@@ -22,6 +22,7 @@ from inference import (
     bdmc,
     quadrature,
 )
+from inference.evidence import path as path_module
 from pyro_vae.linear import LinearGaussian
 
 SCHEDULES = [LinearSchedule(), SigmoidalSchedule(), SigmoidalSchedule(delta=8.0), GeometricSchedule()]
@@ -116,6 +117,34 @@ def test_the_true_latents_belong_to_the_backward_chains_alone(oracle, monkeypatc
     after = bdmc(model, x, num_data=8, annealing=SHORT, seed=0)
     assert torch.equal(before.lower.value, after.lower.value)
     assert not torch.equal(before.upper.value, after.upper.value)
+
+
+@pytest.mark.parametrize("start", [None, "guide"])
+def test_pilot_chains_share_no_draw_with_those_that_count(oracle, start, monkeypatch):
+    model, x = program(oracle).model, torch.tensor(oracle.draw(4))
+    stages = []
+    for name in ("normal_noise", "prior_draws"):
+        original = getattr(path_module, name)
+
+        def recorded(*args, original=original, **kwargs):
+            stages.append(kwargs.get("stage") or args[1])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(path_module, name, recorded)
+    guide = None if start is None else posterior_guide(oracle, x, factor=1.5)
+    (path,) = path_module.paths(model, x, 4, guide, site="z", num_chains=16, seed=0)
+    drawn = []
+    plan = path.plan(SHORT, seed=0)
+    for run in (
+        lambda: path.forward(plan, SHORT, seed=0),
+        lambda: path.backward(torch.zeros(4, 3), plan, SHORT, seed=0),
+    ):
+        drawn.append(set(stages))
+        stages.clear()
+        run()
+    pilot, forward, backward = *drawn, set(stages)
+    assert pilot and forward and backward
+    assert not pilot & forward and not pilot & backward and not forward & backward
 
 
 def test_a_longer_path_falls_less_short(oracle):
