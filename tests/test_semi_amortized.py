@@ -323,7 +323,8 @@ def test_inference_runs_in_eval_mode_and_m_steps_do_not(encoder_gradient, x):
 
 
 def test_patience_keeps_the_best_of_model_and_encoder(x):
-    model, guide, history = NormalisedDecoder(), encoder(MeanField(2)), []
+    model, history = NormalisedDecoder(), []
+    guide = Amortized(MeanField(2), nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
 
     def state():
         return [t.detach().clone() for part in (model, guide) for t in part.state_dict().values()]
