@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from records import over_seeds
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def compare(
     """
     ends = [engine["points"][-1]["evaluations"] for engine in engines.values() if engine["points"]]
     spent = min(ends, default=math.nan)
-    first = "SVI" if "SVI" in kept_scores else next(iter(kept_scores))
+    first = "SVI" if "SVI" in kept_scores else next(iter(kept_scores), "SVI")
     against = {
         name: over_seeds(value - kept_scores[first][0], se.hypot(kept_scores[first][1]))
         for name, (value, se) in kept_scores.items()
@@ -114,6 +115,15 @@ def text_of(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _window(engines: Mapping[str, Mapping[str, Any]], term: str) -> tuple[float | None, float | None]:
+    """Where the ends of the curves are: early models, hundreds of nats below, would press them together."""
+    ends = [score for engine in engines.values() for point in engine["points"][-1:] for score in point[term]["by_seed"]]
+    if not ends:
+        return None, None
+    margin = 0.15 * max(max(ends) - min(ends), 10.0)
+    return min(ends) - margin, max(ends) + margin
+
+
 def draw(record: Mapping[str, Any], term: str, file: Path) -> None:
     """A score against seconds and against decoder evaluations, one row an N; bands reach from seed to seed."""
     words = {"log_p": "held-out log p(x)", "elbo": "held-out ELBO at q*"}[term]
@@ -131,8 +141,12 @@ def draw(record: Mapping[str, Any], term: str, file: Path) -> None:
                     ax.plot(spent, [point[term]["mean"] for point in points], label=name, **style)
                     low, high = ([edge(point[term]["by_seed"]) for point in points] for edge in (min, max))
                     ax.fill_between(spent, low, high, color=style["color"], alpha=0.2, linewidth=0)
-                ax.set_xscale("log")
                 ax.set_xlabel(label)
+            row[1].set_xscale("log")
+            row[1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            row[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+            row[1].xaxis.set_minor_formatter(NullFormatter())
+            row[0].set_ylim(*_window(found["engines"], term))
             row[0].set_ylabel(f"{words}\n(nats per datapoint)")
             row[0].set_title(f"N = {size}", loc="left")
         handles, labels = axes[0, 0].get_legend_handles_labels()
