@@ -28,7 +28,7 @@ from typing import Any
 import pyro
 import torch
 from records import provenance, write
-from studies.common import kept, one_line_errors, open_folder, parser_of, say, slug
+from studies.common import kept, one_line_errors, open_folder, parser_of, read, say, slug
 from studies.curves import SCORES, draw, record_of, text_of
 from studies.engines import ENGINES, PRESETS, Engine, Preset, dry
 from studies.meter import Meter
@@ -75,8 +75,7 @@ def fit(
     # The library checks values throughout the first epoch, which is all that a budget may allow where N is large.
     with pyro.validation_enabled(is_validate=False), meter:
         engine.fit(vae, data, training, seed)
-    seconds = max((snapshot["seconds"] for snapshot in meter.snapshots.values()), default=0.0)
-    return {"snapshots": meter.snapshots, "seconds": seconds, "evaluations": meter.evaluations}
+    return {"snapshots": meter.snapshots, "seconds": meter.seconds, "evaluations": meter.evaluations}
 
 
 def score(
@@ -136,7 +135,7 @@ def train(preset: Preset, names: Sequence[str], folder: Path, data: Dataset, dev
 def score_all(preset: Preset, own: Path, seed: int, images: Tensor, device: str) -> None:
     """Score every snapshot of one fit."""
     torch.set_num_threads(1)
-    snapshots = kept(own / f"fit-{seed}.pt", dict)["snapshots"]
+    snapshots = read(own / f"fit-{seed}.pt")["snapshots"]
     kept(
         own / f"scores-{seed}.pt",
         lambda: {
@@ -189,6 +188,8 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--jobs", type=int, default=2, help="processes that score (default 2); fits run one at a time")
     arguments = parser.parse_args()
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        parser.error(f"--seconds: expected a positive number; got {arguments.seconds}.")
     preset = dry(PRESETS[arguments.preset]) if arguments.dry_run else PRESETS[arguments.preset]
     chosen = {"seeds": tuple(arguments.seeds or preset.seeds), "seconds": arguments.seconds or preset.seconds}
     record = run(
@@ -201,7 +202,7 @@ def main() -> None:
     say(text_of(record))
     for term in SCORES:
         draw(record, term, arguments.out / f"{term}.png")
-    write({"preset": arguments.preset, **record}, arguments.out / "record.json")
+    write({"preset": arguments.preset, "dry_run": arguments.dry_run, **record}, arguments.out / "record.json")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def main() -> None:
     )
     say(text_of(record))
     draw(record, arguments.out / "gaps.png")
-    write({"preset": arguments.preset, **record}, arguments.out / "record.json")
+    write({"preset": arguments.preset, "dry_run": arguments.dry_run, **record}, arguments.out / "record.json")
 
 
 if __name__ == "__main__":

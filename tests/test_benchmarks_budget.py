@@ -53,6 +53,7 @@ def test_snapshots_at_set_times_until_the_last(clock):
     assert steps == 5  # the sixth ends it
     assert {number: found["seconds"] for number, found in watch.snapshots.items()} == {0: 2.0, 1: 4.0, 2: 6.0}
     assert [found["evaluations"] for found in watch.snapshots.values()] == [20, 40, 60]
+    assert watch.seconds == 6.0
     kept = [found["weights"]["weight"] for found in watch.snapshots.values()]
     assert not torch.equal(kept[0], kept[1]) and torch.equal(kept[2], decoder.weight)
     # Nothing is watched any more.
@@ -66,8 +67,9 @@ def test_a_step_that_takes_long_skips_times_and_a_divergence_keeps_what_there_wa
     with watch:
         optimizer = watch.optimizer(decoder.parameters())
         step(watch, optimizer, clock, seconds=3.0)
+        clock.now += 0.5
         raise FloatingPointError
-    assert list(watch.snapshots) == [2]
+    assert list(watch.snapshots) == [2] and watch.seconds == 3.5
     with pytest.raises(KeyError), watch:
         raise KeyError
 

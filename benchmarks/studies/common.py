@@ -48,6 +48,11 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
         part = file.with_suffix(f".{os.getpid()}.part")
         torch.save(make(), part)
         part.replace(file)
+    return read(file)
+
+
+def read(file: Path) -> Any:
+    """What was kept in a file."""
     return torch.load(file, weights_only=True, map_location="cpu")
 
 

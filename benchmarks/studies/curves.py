@@ -15,7 +15,7 @@ from records import over_seeds
 from torch import Tensor
 
 from pyro_vae.plots import COLORS, STYLE
-from studies.common import kept, slug
+from studies.common import read, slug
 from studies.engines import Preset
 
 SCORES = ("log_p", "elbo")
@@ -23,9 +23,9 @@ SCORES = ("log_p", "elbo")
 
 def curve(preset: Preset, own: Path) -> dict[str, Any]:
     """The scores of one engine along its budget: over seeds, at the times that all of them reached."""
-    tuned = kept(own / "tuned.pt", dict)
-    fits = [kept(own / f"fit-{seed}.pt", dict) for seed in preset.seeds]
-    scores = [kept(own / f"scores-{seed}.pt", dict) for seed in preset.seeds]
+    tuned = read(own / "tuned.pt")
+    fits = [read(own / f"fit-{seed}.pt") for seed in preset.seeds]
+    scores = [read(own / f"scores-{seed}.pt") for seed in preset.seeds]
     points = []
     for number in range(len(preset.times)):
         reached = [found["snapshots"].get(number) for found in fits]
@@ -83,7 +83,7 @@ def record_of(preset: Preset, names: Sequence[str], folder: Path) -> dict[str, A
         for name in names:
             own = folder / str(size) / slug(name)
             engines[name] = curve(preset, own)
-            ends = [kept(own / f"scores-{seed}.pt", dict).get(len(preset.times) - 1) for seed in preset.seeds]
+            ends = [read(own / f"scores-{seed}.pt").get(len(preset.times) - 1) for seed in preset.seeds]
             if None not in ends:
                 value, se = (torch.stack([end["log_p"][part] for end in ends]) for part in (0, 1))
                 last[name] = (value, se)

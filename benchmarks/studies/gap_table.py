@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 
 from inference import Gaps
 from inference.results import summarise
 from pyro_vae.plots import STYLE
-from studies.common import Column, difference, slug, verdict
+from studies.common import Column, difference, read, slug, verdict
 from studies.suboptimality import DATASETS, FIRST, SPLITS, VARIANTS, Preset, Variant, further
 
 
@@ -95,10 +94,7 @@ def rows_of(num_images: int) -> dict[str, slice]:
 
 def record_of(name: str, preset: Preset, folder: Path) -> dict[str, Any]:
     """The table of one data set, and its directions, from what is kept."""
-    found = {
-        title: torch.load(folder / name / f"{slug(title)}.pt", weights_only=True, map_location="cpu")
-        for title in VARIANTS
-    }
+    found = {title: read(folder / name / f"{slug(title)}.pt") for title in VARIANTS}
     table = {
         title: columns(
             variant, preset, found[title]["gaps"], found[variant.decoder_of]["gaps"] if variant.decoder_of else None

@@ -31,6 +31,7 @@ class Meter:
     Attributes:
         snapshots: by number of the time: seconds, evaluations, and the decoder's weights.
         evaluations: rows sent through the decoder, forward and backward.
+        seconds: what the fit took, to the last snapshot or to where it diverged.
     """
 
     def __init__(self, decoder: nn.Module, *, times: Sequence[float], rate: float) -> None:
@@ -39,6 +40,7 @@ class Meter:
         self.rate = rate
         self.snapshots: dict[int, dict[str, Any]] = {}
         self.evaluations = 0
+        self.seconds = 0.0
         self._paused = 0.0
 
     def __enter__(self) -> Self:
@@ -48,6 +50,8 @@ class Meter:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> bool:
         self._hook.remove()
+        if kind is not BudgetSpent:
+            self.seconds = time.perf_counter() - self._began - self._paused
         # A diverged fit has what it had until then.
         return kind is not None and issubclass(kind, BudgetSpent | FloatingPointError)
 
@@ -66,6 +70,7 @@ class Meter:
         weights = {name: value.detach().cpu().clone() for name, value in self.decoder.state_dict().items()}
         self.snapshots[number] = {"seconds": seconds, "evaluations": self.evaluations, "weights": weights}
         if number == len(self.times) - 1:
+            self.seconds = seconds
             raise BudgetSpent
         self._paused += time.perf_counter() - now
 
