@@ -91,16 +91,23 @@ def test_columns_of_a_variant():
     assert fixed["elbo_mean_field"][0][0] == -92 and fixed["elbo_flow"][0][0] == -91
     assert fixed["amortization_gap_flow"][0][0] == -91 + 92.5
     assert fixed["amortization_gap_flow"][1][0] == pytest.approx(0.1 * 2**0.5)
+    # A search for own weights that ended below the guide's own flow has not found the best one.
+    measured = gaps(*torch.tensor([-89.0, -90.0, -94.0, -91.0, -90.5]))
+    short = gap_table.columns(suboptimality.VARIANTS["flow guide"], PRESET, measured, None)
+    assert short["elbo_flow"][0][0] == -90
 
 
 def test_directions():
-    claims = gap_table.directions("mnist", table(), 3)
+    claims = gap_table.directions("mnist", table(), 3, flow_converged=True)
     verdicts = {claim["expected"]: (claim["train"]["verdict"], claim["test"]["verdict"]) for claim in claims}
     assert verdicts.pop("a wider encoder has the smaller amortization gap") == ("contrary", "contrary")
     assert len(verdicts) == 4 and set(verdicts.values()) == {("as expected", "as expected")}
-    fashion = gap_table.directions("fashion-mnist", table(), 3)
+    fashion = gap_table.directions("fashion-mnist", table(), 3, flow_converged=False)
     (dominates,) = (claim for claim in fashion if "dominates" in claim["expected"])
     assert dominates["test"]["difference"]["mean"] == pytest.approx(3 - 2)
+    # A search that fell short makes the gap to its end look small.
+    (against_own,) = (claim for claim in fashion if claim["expected"] == gap_table.OWN_WEIGHTS)
+    assert against_own["test"]["difference"]["mean"] > 0 and against_own["test"]["verdict"] == "undecided"
 
 
 def test_a_folder_keeps_what_was_made_and_refuses_other_settings(tmp_path):

@@ -14,9 +14,16 @@ from pyro_vae.plots import STYLE
 from studies.common import Column, difference, read, slug, verdict
 from studies.suboptimality import DATASETS, FIRST, SPLITS, VARIANTS, Preset, Variant, further
 
+OWN_WEIGHTS = "the same, against q* with flow weights of its own"
+# Share of searches that may end unconverged.
+FEW = 0.1
+
 
 def columns(variant: Variant, preset: Preset, gaps: Gaps, first: Gaps | None) -> dict[str, Column]:
     """Every term of a variant, per datapoint, and its Monte Carlo error.
+
+    L[q*] of the flow is the larger of what two searches found, where there are two: with weights of a datapoint's own,
+    and with those of the flow guide. A search of so many weights falls short easily.
 
     Args:
         variant: what was measured.
@@ -36,6 +43,8 @@ def columns(variant: Variant, preset: Preset, gaps: Gaps, first: Gaps | None) ->
     for term in ("elbo_local", "elbo_amortized", "approximation_gap", "amortization_gap", "inference_gap"):
         terms[term] = (getattr(gaps, term), getattr(gaps, f"{term}_se"))
     if "elbo_flow" in terms:
+        if variant.flow and gaps.elbo_local.mean() > terms["elbo_flow"][0].mean():
+            terms["elbo_flow"] = terms["elbo_local"]
         terms["approximation_gap_flow"] = _less(terms["log_p"], terms["elbo_flow"])
         terms["amortization_gap_flow"] = _less(terms["elbo_flow"], terms["elbo_amortized"])
     return terms
@@ -45,8 +54,18 @@ def _less(first: Column, second: Column) -> Column:
     return first[0] - second[0], first[1].hypot(second[1])
 
 
-def directions(name: str, table: Mapping[str, Mapping[str, Column]], num_images: int) -> list[dict[str, Any]]:
-    """What one is led to expect, each as a paired difference that would be positive, and what was found."""
+def directions(
+    name: str, table: Mapping[str, Mapping[str, Column]], num_images: int, *, flow_converged: bool
+) -> list[dict[str, Any]]:
+    """What one is led to expect, each as a paired difference that would be positive, and what was found.
+
+    Args:
+        name: of the data set.
+        table: the columns of each variant.
+        num_images: of each split.
+        flow_converged: whether the searches for flows with weights of their own came to an end. One that falls short
+            makes the gap to it look smaller: it cannot confirm that it is.
+    """
     first, fixed = table[FIRST], table["fixed decoder, mean-field guide"]
     fixed_flow = table["fixed decoder, flow guide"]
     expected = {
@@ -66,7 +85,7 @@ def directions(name: str, table: Mapping[str, Mapping[str, Column]], num_images:
             fixed["amortization_gap"],
             fixed_flow["amortization_gap"],
         ),
-        "the same, against q* with flow weights of its own": (
+        OWN_WEIGHTS: (
             fixed["amortization_gap"],
             fixed_flow["amortization_gap_flow"],
         ),
@@ -76,15 +95,17 @@ def directions(name: str, table: Mapping[str, Mapping[str, Column]], num_images:
             first["amortization_gap"],
             first["approximation_gap"],
         )
-    return [
-        {"expected": claim}
-        | {split: {"difference": found, "verdict": verdict(found)} for split, found in _by_split(pair, num_images)}
-        for claim, pair in expected.items()
-    ]
-
-
-def _by_split(pair: tuple[Column, Column], num_images: int) -> list[tuple[str, dict[str, float]]]:
-    return [(split, difference(*pair, rows=rows)) for split, rows in rows_of(num_images).items()]
+    claims = []
+    for claim, pair in expected.items():
+        found: dict[str, Any] = {"expected": claim}
+        for split, rows in rows_of(num_images).items():
+            apart = difference(*pair, rows=rows)
+            word = verdict(apart)
+            if claim == OWN_WEIGHTS and word == "as expected" and not flow_converged:
+                word = "undecided"
+            found[split] = {"difference": apart, "verdict": word}
+        claims.append(found)
+    return claims
 
 
 def rows_of(num_images: int) -> dict[str, slice]:
@@ -117,7 +138,10 @@ def record_of(name: str, preset: Preset, folder: Path) -> dict[str, Any]:
             }
         record["num_unconverged_by_family"] = gaps.settings["num_unconverged_by_family"]
         variants[title] = record
-    return {"variants": variants, "directions": directions(name, table, preset.num_images)}
+    unconverged = variants[FIRST]["num_unconverged_by_family"]
+    converged = all(number <= FEW * len(SPLITS) * preset.num_images for number in unconverged)
+    found_directions = directions(name, table, preset.num_images, flow_converged=converged)
+    return {"variants": variants, "directions": found_directions}
 
 
 COLUMNS = {

@@ -92,13 +92,13 @@ PRESETS = {
     "quick": Preset(
         training=Training(epochs=6, batch_size=200, optimizer=Adam(lr=3e-3, eps=1e-4), schedule=Cosine()),
         num_train=50_000,
-        num_images=48,
+        num_images=40,
         hidden=(8,),
         tol=0.1,
         num_draws=200,
         num_evidence_draws=1000,
         annealing=Annealing(num_temperatures=50, num_chains=8, num_pilot_chains=4),
-        search=Search(num_particles=2, max_rounds=4, num_judge_draws=128, num_select_draws=128),
+        search=Search(num_particles=2, max_rounds=5, num_judge_draws=128, num_select_draws=128),
     ),
     "paper": Preset(
         training=Training(epochs=3280, batch_size=100, optimizer=Adam(lr=1e-3, eps=1e-4), schedule=Staircase()),
