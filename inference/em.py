@@ -18,7 +18,7 @@ from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, like, resolve_seed, seeded
-from inference.objectives import LocalELBO, Loss
+from inference.objectives import LocalLoss, Loss
 from inference.results import Fit
 from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
@@ -121,7 +121,7 @@ def fit_em(
     device = device_for(training, model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):
-        objective = LocalELBO(model, family, site, loss=loss)
+        objective = LocalLoss(model, family, site, loss=loss)
         index = torch.arange(min(num_data, training.batch_size))
         first = fetch(data, index, device=device)
         # In eval mode, so that looking at the model moves no running statistics.

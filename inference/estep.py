@@ -17,7 +17,7 @@ from inference.families import Family, from_noise
 from inference.given import Given, describe_one, one_draw
 from inference.isolation import device_of, frozen
 from inference.noise import antithetic, like, normal_noise, resolve_seed, seeded
-from inference.objectives import LocalELBO, Loss
+from inference.objectives import LocalLoss, Loss
 from inference.results import Refined
 from inference.rows import RowAdam
 from inference.scoring import (
@@ -162,7 +162,7 @@ def refine(
     guide = init if callable(init) else None
     parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
-        objective = LocalELBO(model, family, site, loss=loss)
+        objective = LocalLoss(model, family, site, loss=loss)
         num_particles = search.num_particles * objective.loss.num_particles
         for index, x in read_chunks(model, data, num_data, num_particles, device=device_of(model, guide)):
             start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
@@ -215,7 +215,7 @@ def start_rows(
 
 
 def best_rows(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Float[Tensor, "B P"],
     index: Int[Tensor, " B"],
     start: Float[Tensor, "B K"] | None,
@@ -254,7 +254,7 @@ def best_rows(
 
 
 def _search(
-    objective: LocalELBO, x: Tensor, index: Tensor, rows: Tensor, *, tol: float, search: Search, seed: int, stage: str
+    objective: LocalLoss, x: Tensor, index: Tensor, rows: Tensor, *, tol: float, search: Search, seed: int, stage: str
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
     """Rounds of ascent that double in length; returns the rows and the gain that is estimated to remain."""
     rows = rows.detach().clone()
@@ -308,7 +308,7 @@ def _search(
 
 
 def _ascend(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Tensor,
     index: Tensor,
     rows: Tensor,
@@ -335,7 +335,7 @@ def _ascend(
 
 
 def _judge(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Tensor,
     index: Tensor,
     old: Tensor,
@@ -374,7 +374,7 @@ def _judge(
 
 @torch.no_grad()
 def _spread(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Tensor,
     index: Tensor,
     average: Average,
@@ -399,7 +399,7 @@ def _spread(
 
 
 @torch.no_grad()
-def _gains(objective: LocalELBO, x: Tensor, old: Tensor, new: Tensor, noise: Iterator[Tensor]) -> Float[Tensor, "S B"]:
+def _gains(objective: LocalLoss, x: Tensor, old: Tensor, new: Tensor, noise: Iterator[Tensor]) -> Float[Tensor, "S B"]:
     """Differences of the bound between two sets of rows on the same noise, with most of their noise taken out.
 
     The score of q half way between the rows, along their difference, has mean zero; added, it leaves of the difference

@@ -18,7 +18,7 @@ from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
 from inference.isolation import eval_mode
 from inference.noise import BLOCK, derive_seed, like, normal_noise, own_random_state, seeded
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.supports import describe, same_support
 
 # Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
@@ -126,7 +126,7 @@ def guide_rows(
 
 
 def score(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Float[Tensor, "B P"],
     index: Int[Tensor, " B"],
     rows: Float[Tensor, "B K"],
@@ -142,7 +142,7 @@ def score(
 
 
 def score_bound(
-    objective: LocalELBO,
+    objective: LocalLoss,
     x: Float[Tensor, "B P"],
     index: Int[Tensor, " B"],
     rows: Float[Tensor, "B K"],
@@ -158,7 +158,7 @@ def score_bound(
 
 
 def bound_noise(
-    objective: LocalELBO, x: Tensor, index: Tensor, num_values: int, *, seed: int, stage: str, step: int = 0
+    objective: LocalLoss, x: Tensor, index: Tensor, num_values: int, *, seed: int, stage: str, step: int = 0
 ) -> Iterator[Float[Tensor, "S B R"]]:
     """The noise of `scoring_noise` for so many values of the objective's bound, each part a whole number of them."""
     size = objective.loss.num_particles
@@ -251,7 +251,7 @@ def prior_draws(
 
 
 @torch.no_grad()
-def require_contract(objective: LocalELBO, x: Tensor, index: Tensor, *, seed: int) -> None:
+def require_contract(objective: LocalLoss, x: Tensor, index: Tensor, *, seed: int) -> None:
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
     _require_fit(objective.model, x, family.num_latents, family.support, what=repr(family), site=objective.site)

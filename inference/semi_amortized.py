@@ -12,7 +12,7 @@ from torch import Tensor
 from inference.families import Family
 from inference.guides import Local
 from inference.isolation import eval_mode
-from inference.objectives import LocalELBO, ScoreFunctionELBO
+from inference.objectives import LocalLoss, ScoreFunctionELBO
 from inference.scoring import same_family
 from inference.table import HeldOut, pairs_of_noise
 from inference.training import Training
@@ -51,7 +51,7 @@ class SemiAmortized:
 
     def __init__(
         self,
-        objective: LocalELBO,
+        objective: LocalLoss,
         encoder: Any,  # noqa: ANN401
         model: Callable[..., Any],
         training: Training,

@@ -13,7 +13,7 @@ from torch import Tensor
 from inference.batches import Data, chunks, fetch
 from inference.isolation import eval_mode
 from inference.noise import antithetic, derive_seed, seeded
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.rows import RowAdam
 from inference.scoring import require_readable
 
@@ -35,7 +35,7 @@ class Table:
         num_particles: values of the loss a step and datapoint, in antithetic pairs.
     """
 
-    def __init__(self, objective: LocalELBO, params: Float[Tensor, "N K"], *, lr: float, num_particles: int) -> None:
+    def __init__(self, objective: LocalLoss, params: Float[Tensor, "N K"], *, lr: float, num_particles: int) -> None:
         self.objective = objective
         self.params = params
         self.lr = lr
@@ -113,7 +113,7 @@ class HeldOut:
         return (totals / len(self.data)).tolist()
 
 
-def pairs_of_noise(objective: LocalELBO, num_rows: int, num_values: int, *, like: Tensor) -> Float[Tensor, "S B R"]:
+def pairs_of_noise(objective: LocalLoss, num_rows: int, num_values: int, *, like: Tensor) -> Float[Tensor, "S B R"]:
     """Fresh noise for so many values of the objective's loss, in antithetic pairs, from torch's global generator."""
     shape = (num_values // 2 * objective.loss.num_particles, num_rows, objective.family.num_noise)
     return antithetic(torch.randn(shape, dtype=like.dtype, device=like.device))

@@ -10,7 +10,7 @@ from oracles import LinearOracle
 import inference.scoring
 from inference import Amortized, FullCovariance, Local, MeanField, Search, refine
 from inference.estep import _gains
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.scoring import pair_means, scoring_noise
 from inference.weights import mean_and_se
 from pyro_vae.linear import LinearGaussian
@@ -80,7 +80,7 @@ def test_default_search_converges_to_its_tolerance(oracle, family):
 @pytest.mark.parametrize("family", [MeanField(5), FullCovariance(5)], ids=repr)
 def test_the_judge_is_unbiased_and_less_noisy_than_plain_differences(oracle, family):
     x, index = data(oracle, 32), torch.arange(32)
-    objective = LocalELBO(program(oracle), family, "z")
+    objective = LocalLoss(program(oracle), family, "z")
     exact = dist.MultivariateNormal(torch.tensor(oracle.posterior_mean(x)), torch.tensor(oracle.covariance))
     old = family.params_from(exact) + 0.1 * torch.randn(32, family.num_params)
     new = old + 0.1 * torch.randn(32, family.num_params)

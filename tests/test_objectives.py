@@ -23,7 +23,7 @@ from inference.families import FullCovariance, MeanField
 from inference.guides import Amortized
 from inference.isolation import private_store, trainable
 from inference.noise import antithetic, seeded
-from inference.objectives import AmortizedELBO, LocalELBO, PathwiseELBO, StickingTheLanding
+from inference.objectives import AmortizedELBO, LocalLoss, PathwiseELBO, StickingTheLanding
 
 D, P, B, S = 2, 3, 4, 6
 SCALE = 0.7
@@ -91,7 +91,7 @@ def mean_field_by_hand(linear, x, rows, noise, *, weight=1.0):
 @pytest.mark.parametrize("stick", [True, False])
 def test_local_gradient_draw_by_draw(linear, x, stick, weight):
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
-    objective = LocalELBO(linear.model, MeanField(D), "z", loss=StickingTheLanding() if stick else PathwiseELBO())
+    objective = LocalLoss(linear.model, MeanField(D), "z", loss=StickingTheLanding() if stick else PathwiseELBO())
     objective.kl_weight = weight
     value, gradient, stuck = mean_field_by_hand(linear, x, rows, noise, weight=weight)
     with private_store(linear.model):
@@ -121,7 +121,7 @@ def test_local_gradient_of_the_exact_expectation(linear, x):
     in_loc = (loc - mean) @ precision
     in_log_scale = precision.diagonal() * variance - 1
     expected = torch.cat([in_loc, in_log_scale * (1 - torch.tanh(raw / 12) ** 2)], -1)
-    objective = LocalELBO(linear.model, MeanField(D), "z", loss=PathwiseELBO())
+    objective = LocalLoss(linear.model, MeanField(D), "z", loss=PathwiseELBO())
     with private_store(linear.model):
         torch.testing.assert_close(objective.row_gradient(x, rows, noise), expected)
 
@@ -130,7 +130,7 @@ def test_local_model_gradient(linear, x):
     """The M-step: the same loss differentiated in the model's parameters at fixed rows."""
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
     with private_store(linear.model):
-        loss = LocalELBO(linear.model, MeanField(D), "z")(x, rows, noise).mean()
+        loss = LocalLoss(linear.model, MeanField(D), "z")(x, rows, noise).mean()
     gradients = torch.autograd.grad(loss, [linear.weight, linear.bias])
     loc, raw = rows.chunk(2, -1)
     z = loc + (12 * torch.tanh(raw / 12)).exp() * noise
@@ -144,8 +144,8 @@ def test_sticking_the_landing_vanishes_at_the_posterior(linear, x):
     mean, covariance = linear.posterior(x)
     family = FullCovariance(D)
     rows = family.params_from(dist.MultivariateNormal(mean, covariance))
-    objective = LocalELBO(linear.model, family, "z")
-    full = LocalELBO(linear.model, family, "z", loss=PathwiseELBO())
+    objective = LocalLoss(linear.model, family, "z")
+    full = LocalLoss(linear.model, family, "z", loss=PathwiseELBO())
     marginal = linear.weight.T @ linear.weight + SCALE**2 * torch.eye(P)
     evidence = dist.MultivariateNormal(linear.bias, marginal).log_prob(x).detach()
     with private_store(linear.model):
@@ -170,7 +170,7 @@ def test_the_value_costs_no_digits():
                 "x", dist.Normal(0.01 * z.sum(-1, keepdim=True).expand(*z.shape[:-1], P), 1.0).to_event(1), obs=x
             )
 
-    objective = LocalELBO(model, wide, "z")
+    objective = LocalLoss(model, wide, "z")
     exact = objective(x, row.clone().requires_grad_(), noise)
     single = objective(x.float(), row.float().requires_grad_(), noise.float())
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=0)
@@ -178,7 +178,7 @@ def test_the_value_costs_no_digits():
 
 def test_the_true_elbo_does_not_know_the_kl_weight(linear, x):
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
-    objective = LocalELBO(linear.model, MeanField(D), "z")
+    objective = LocalLoss(linear.model, MeanField(D), "z")
     with private_store(linear.model):
         before = objective.log_weights(x, rows, noise)
         objective.kl_weight = 0.3
@@ -189,7 +189,7 @@ def test_the_true_elbo_does_not_know_the_kl_weight(linear, x):
 
 def test_row_gradient_touches_nothing(linear, x):
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
-    objective = LocalELBO(linear.model, MeanField(D), "z")
+    objective = LocalLoss(linear.model, MeanField(D), "z")
     linear.bias.requires_grad_(False)
     linear.weight.grad = torch.ones_like(linear.weight)
     before = {name: weight.detach().clone() for name, weight in linear.named_parameters()}
@@ -205,7 +205,7 @@ def test_row_gradient_touches_nothing(linear, x):
 
 def test_a_row_out_of_range_does_not_take_the_others_along(linear, x):
     rows, noise = torch.randn(B, 2 * D), torch.randn(S, B, D)
-    objective = LocalELBO(linear.model, MeanField(D), "z")
+    objective = LocalLoss(linear.model, MeanField(D), "z")
     with private_store(linear.model), pyro.validation_enabled(False):
         whole = objective.row_gradient(x, rows, noise)
         rows[1] = math.nan

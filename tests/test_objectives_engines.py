@@ -34,7 +34,7 @@ from inference import (
     refine,
 )
 from inference.estep import _gains
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.scoring import bound_noise, pair_means, score, score_bound
 from pyro_vae.linear import LinearGaussian
 
@@ -103,7 +103,7 @@ def test_fit_em(loss, oracle, x):
     fit = fit_em(model.model, FullCovariance(2), x, loss=loss, training=training, seed=0)
     best = oracle.best_log_evidence(x, 2)
     assert log_evidence(model, x) == pytest.approx(best, abs=0.05)
-    objective = LocalELBO(model.model, FullCovariance(2), "z", loss=loss)
+    objective = LocalLoss(model.model, FullCovariance(2), "z", loss=loss)
     bound = score_bound(objective, x, torch.arange(60), fit.params, num_values=200, seed=1, stage="test")
     assert bound.mean().item() == pytest.approx(best, abs=0.1)
     assert fit.settings["loss"] == repr(loss)
@@ -134,7 +134,7 @@ def test_fit_svi_reports_the_true_elbo(loss, warm_up, oracle, x):
     truth = oracle.log_evidence(x) - oracle.inference_gap(
         x, q.mean.detach().numpy(), torch.diag_embed(q.variance).detach().numpy()
     )
-    draws = score(LocalELBO(model, MeanField(2), "z"), x, torch.arange(2000), guide.params(x), num_draws=50, seed=1)
+    draws = score(LocalLoss(model, MeanField(2), "z"), x, torch.arange(2000), guide.params(x), num_draws=50, seed=1)
     error = draws.std(0).square().mean().sqrt().item() / 2000**0.5
     assert fit.elbo.numpy() == pytest.approx(truth.mean(), abs=4 * error)
 
@@ -153,7 +153,7 @@ def test_fit_em_reports_the_true_elbo(loss, warm_up, oracle, x, monkeypatch):
     fit = fit_em(model, family, x, init=init, loss=loss, training=training, validation=x[:100], seed=0)
     q = family(rows)
     truth = oracle.log_evidence(x) - oracle.inference_gap(x, q.mean.numpy(), torch.diag_embed(q.variance).numpy())
-    draws = score(LocalELBO(model, family, "z"), x, torch.arange(500), rows, num_draws=64, seed=1)
+    draws = score(LocalLoss(model, family, "z"), x, torch.arange(500), rows, num_draws=64, seed=1)
     # Of pairs: 4 for each datapoint.
     error = pair_means(draws).std(0).square().mean().sqrt().item() / (4 * 500) ** 0.5
     assert fit.elbo.numpy() == pytest.approx(truth.mean(), abs=4 * error)
@@ -165,7 +165,7 @@ def test_the_search_is_for_the_bound(oracle, x):
     model, search = exact(oracle).model, Search(num_particles=32, max_rounds=3, num_judge_draws=256)
     of_elbo = refine(model, MeanField(2), x[:10], search=search, seed=0)
     of_bound = refine(model, MeanField(2), x[:10], loss=DReG(20), search=search, seed=0)
-    objective, index = LocalELBO(model, MeanField(2), "z", loss=IWAE(20)), torch.arange(10)
+    objective, index = LocalLoss(model, MeanField(2), "z", loss=IWAE(20)), torch.arange(10)
     gain = [
         score_bound(objective, x[:10], index, rows.params, num_values=2000, seed=3, stage="test").mean()
         for rows in (of_bound, of_elbo)
@@ -179,7 +179,7 @@ def test_the_search_is_for_the_bound(oracle, x):
 @pytest.mark.parametrize("loss", [IWAE(3), Renyi(3, alpha=0.5), ScoreFunctionELBO(3)], ids=repr)
 def test_values_of_a_bound_come_in_pairs(loss, oracle, x):
     """Each is made of k draws that are independent, and the next of their mirror images."""
-    objective = LocalELBO(exact(oracle).model, MeanField(2), "z", loss=loss)
+    objective = LocalLoss(exact(oracle).model, MeanField(2), "z", loss=loss)
     x, index, rows = x[:4], torch.arange(4), 0.1 * torch.randn(4, 4)
     parts = list(bound_noise(objective, x, index, 14, seed=0, stage="test"))
     assert [len(part) for part in parts] == [30, 12]
@@ -196,7 +196,7 @@ def test_values_of_a_bound_come_in_pairs(loss, oracle, x):
 
 def test_gains_of_a_bound_of_several_draws(oracle, x):
     """They have the mean of the plain differences, and less variance near the best q."""
-    family, objective = MeanField(2), LocalELBO(exact(oracle).model, MeanField(2), "z", loss=IWAE(4))
+    family, objective = MeanField(2), LocalLoss(exact(oracle).model, MeanField(2), "z", loss=IWAE(4))
     x, index = x[:8], torch.arange(8)
     rows = refine(objective.model, family, x, seed=0).params
     old, new = rows, rows + 0.05 * torch.randn_like(rows)
@@ -212,8 +212,8 @@ def test_gains_of_a_bound_of_several_draws(oracle, x):
 
 
 def test_the_default_of_a_family_without_densities():
-    assert LocalELBO(nn.Identity(), MeanField(2), "z").loss == StickingTheLanding()
-    assert LocalELBO(nn.Identity(), PlanarFlow(2), "z").loss == PathwiseELBO()
+    assert LocalLoss(nn.Identity(), MeanField(2), "z").loss == StickingTheLanding()
+    assert LocalLoss(nn.Identity(), PlanarFlow(2), "z").loss == PathwiseELBO()
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

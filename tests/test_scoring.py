@@ -9,7 +9,7 @@ from torch import nn
 
 from inference import Amortized, CouplingFlow, Local, LowRank, MeanField, MixtureOfGaussians, PlanarFlow, refine
 from inference.families import from_noise
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.scoring import (
     guide_of,
     guide_rows,
@@ -45,7 +45,7 @@ def test_a_row_and_its_distribution_score_alike():
     oracle = LinearOracle.random(6, 2)
     model = LinearGaussian(torch.tensor(oracle.weight), torch.tensor(oracle.bias), oracle.scale).model
     x, index, rows = torch.tensor(oracle.draw(9)), torch.arange(9), torch.randn(9, 4)
-    by_row = score(LocalELBO(model, MeanField(2), "z"), x, index, rows, num_draws=50, seed=3)
+    by_row = score(LocalLoss(model, MeanField(2), "z"), x, index, rows, num_draws=50, seed=3)
     by_distribution = score_distribution(model, x, index, MeanField(2)(rows), site="z", num_draws=50, seed=3)
     torch.testing.assert_close(by_row, by_distribution, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pair_means(by_row).mean(0), by_row.mean(0))

@@ -27,7 +27,7 @@ from inference import (
 )
 from inference.isolation import private_store
 from inference.noise import seeded
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.scoring import pair_means, score
 from inference.semi_amortized import SemiAmortized
 from pyro_vae import MLP, VAE, LinearGaussian
@@ -157,7 +157,7 @@ def visits(loss, encoder_gradient, **settings):
 
     guide = Amortized(family, nn.Linear(3, 4))
     training = Training(local_steps=3, num_particles=2, **{"local_lr": 0.3, **settings})
-    objective = LocalELBO(model, family, "z", loss=loss)
+    objective = LocalLoss(model, family, "z", loss=loss)
     return SemiAmortized(objective, guide, model, training, encoder_gradient=encoder_gradient), guide, decoder
 
 
@@ -370,7 +370,7 @@ def test_variational_em_has_q_star_too(oracle, x):
     fit = fit_em(model.model, MeanField(2), x, training=still, seed=0)
     q = MeanField(2)(fit.params)
     truth = oracle.log_evidence(x) - oracle.inference_gap(x, q.mean.numpy(), torch.diag_embed(q.variance).numpy())
-    draws = score(LocalELBO(model.model, MeanField(2), "z"), x, torch.arange(200), fit.params, num_draws=64, seed=1)
+    draws = score(LocalLoss(model.model, MeanField(2), "z"), x, torch.arange(200), fit.params, num_draws=64, seed=1)
     # Eight antithetic pairs a datapoint.
     error = pair_means(draws).std(0).square().mean().sqrt().item() / (8 * 200) ** 0.5
     assert fit.elbo_best.item() == pytest.approx(truth.mean(), abs=4 * error)

@@ -36,7 +36,7 @@ from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
-from inference.objectives import LocalELBO
+from inference.objectives import LocalLoss
 from inference.results import Evidence
 from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
 from inference.supports import bijection
@@ -187,7 +187,7 @@ def proposal_rows(
     else:
         family = family_of(getattr(q, "unconstrained", q)) if _is_normal(q) else MeanField(size)
     family = on_support(family, q.support).to(x.device)
-    objective = LocalELBO(model, family, site)
+    objective = LocalLoss(model, family, site)
     with torch.no_grad():
         start = family.params_from(q)
     found = best_rows(

@@ -16,9 +16,9 @@ from inference.batches import Data, require_fixed
 from inference.densities import densities, latent_prior, require_rowwise
 from inference.given import Given, over_draws
 from inference.isolation import device_of, frozen
-from inference.noise import seeded
+from inference.noise import like, seeded
 from inference.results import Evidence
-from inference.scoring import draws_for, like, read_chunks
+from inference.scoring import draws_for, read_chunks
 from inference.supports import bijection
 
 __all__ = ["quadrature"]

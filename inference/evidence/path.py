@@ -19,8 +19,8 @@ from inference.families import from_noise, noise_size
 from inference.hmc import HMC, Metric, Point, StepSize, evaluate, noise_dims, transition
 from inference.isolation import device_of
 from inference.mcmc.target import Target, normal_of
-from inference.noise import normal_noise
-from inference.scoring import guide_of, like, prior_draws, read_chunks, require_sound
+from inference.noise import like, normal_noise
+from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 

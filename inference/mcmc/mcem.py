@@ -20,7 +20,7 @@ from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transitio
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
-from inference.objectives import LocalELBO, Objective
+from inference.objectives import LocalLoss, Objective
 from inference.results import Fit
 from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
 from inference.table import HeldOut, Table, passes
@@ -305,7 +305,7 @@ def _held_out_rows(
         with torch.no_grad():
             prior = latent_prior(model, x, site=site)
         family = on_support(MeanField(prior.event_shape[0]), prior.support).to(device)
-    objective = LocalELBO(model, family, site)
+    objective = LocalLoss(model, family, site)
     require_contract(objective, x, index, seed=seed)
     rows = family.initial_params(len(data), like=like(x))
     return Table(objective, rows, lr=training.local_lr, num_particles=training.num_particles)

@@ -9,7 +9,7 @@ wake-sleep (`wake_sleep`).
 from inference.objectives.elbo import AnalyticKL, PathwiseELBO, ScoreFunctionELBO, StickingTheLanding
 from inference.objectives.importance import IWAE, DReG, Renyi
 from inference.objectives.loss import Joint, Loss
-from inference.objectives.steps import AmortizedELBO, AmortizedLoss, LocalELBO, Objective
+from inference.objectives.steps import AmortizedELBO, AmortizedLoss, LocalLoss, Objective
 from inference.objectives.wake_sleep import WakeSleep
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "AnalyticKL",
     "DReG",
     "Joint",
-    "LocalELBO",
+    "LocalLoss",
     "Loss",
     "Objective",
     "PathwiseELBO",

@@ -20,7 +20,7 @@ from inference.objectives.elbo import PathwiseELBO, StickingTheLanding
 from inference.objectives.loss import Joint, Loss, log_prob_at, surrogate
 from inference.objectives.wake_sleep import WakeSleep
 
-__all__ = ["AmortizedELBO", "AmortizedLoss", "LocalELBO", "Objective"]
+__all__ = ["AmortizedELBO", "AmortizedLoss", "LocalLoss", "Objective"]
 
 
 class Objective(nn.Module):
@@ -143,7 +143,7 @@ class AmortizedLoss(Objective):
         return loss.mean()
 
 
-class LocalELBO(Objective):
+class LocalLoss(Objective):
     r"""A loss at a row of variational parameters of every datapoint's own, by default minus the ELBO.
 
     .. math::
