@@ -285,7 +285,7 @@ class TestSizes:
         assert to_datatree(linear_model, linear_guide, x, num_draws=1, max_data=None).posterior.sizes["obs_id"] == 130
 
     def test_predictive_draws_are_fewer_where_they_would_be_too_many(self, monkeypatch):
-        monkeypatch.setattr("inference.draws.PREDICTIVE_VALUES", 4 * 5 * 3 * 30 + 59)
+        monkeypatch.setattr("inference.draws.tree.PREDICTIVE_VALUES", 4 * 5 * 3 * 30 + 59)
         tree = to_datatree(linear_model, linear_guide, X, num_draws=40, seed=0)
         assert tree.posterior.sizes["draw"] == 40
         for group in ("posterior_predictive", "prior", "prior_predictive"):

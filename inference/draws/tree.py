@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +21,12 @@ from torch import Tensor
 from inference.batches import Data, fetch, require_fixed
 from inference.checkpoint import atomic_write
 from inference.densities import densities, guide_distribution
+from inference.draws.gaps import gaps_dataset
 from inference.isolation import eval_mode, modules_of, private_store
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
-from inference.results import Evidence, Gaps
+from inference.results import Gaps
 
-__all__ = ["gaps_dataset", "gaps_from_datatree", "save_datatree", "to_datatree"]
+__all__ = ["save_datatree", "to_datatree"]
 
 # Predictive draws alone grow with S x N x P: 100 images of 784 pixels at 1000 draws would be 78 million values. This
 # many (40 MB in memory, less on disk) is plenty for a predictive check.
@@ -371,112 +370,3 @@ def _dataset(group: str, arrays: Mapping[str, np.ndarray], layout: _Layout, ids:
         sizes = zip(leading + own, array.shape, strict=True)
         coords |= {dim: np.arange(size) for dim, size in sizes if dim != "obs_id"}
     return xr.Dataset(variables, coords=coords)
-
-
-def gaps_dataset(gaps: Gaps, obs_ids: np.ndarray | None = None, labels: np.ndarray | None = None) -> xr.Dataset:
-    """The group `gaps` of a tree.
-
-    Args:
-        gaps: the record.
-        obs_ids: (N,) names of the datapoints; default 0, 1, ....
-        labels: (N,) labels of the datapoints.
-    """
-
-    def array(value: Tensor) -> np.ndarray:
-        return value.detach().cpu().numpy()
-
-    terms = [name for term in Gaps.TERMS for name in (term, f"{term}_se")]
-    optional = [name for name in ("pareto_k", "ess") if getattr(gaps, name) is not None]
-    variables: dict[str, Any] = {
-        name: ("obs_id", array(getattr(gaps, name))) for name in [*terms, "converged", "start_gap", *optional]
-    }
-    coords: dict[str, Any] = {"obs_id": np.arange(len(gaps)) if obs_ids is None else obs_ids}
-    if gaps.elbo_local_by_family is not None and gaps.elbo_local_by_family_se is not None:
-        variables["elbo_local_by_family"] = (("family", "obs_id"), array(gaps.elbo_local_by_family))
-        variables["elbo_local_by_family_se"] = (("family", "obs_id"), array(gaps.elbo_local_by_family_se))
-        coords["family"] = np.asarray(gaps.families, dtype=str)
-    for name in _ESTIMATE_COLUMNS:
-        # Of some estimators a column may be unknown.
-        columns = [getattr(estimate, name) for estimate in gaps.estimates.values()]
-        if any(column is not None for column in columns):
-            unknown = torch.full_like(gaps.log_evidence, torch.nan)
-            stacked = torch.stack([unknown if column is None else column for column in columns])
-            variables[f"estimate_{name}"] = (("estimator", "obs_id"), array(stacked))
-            coords["estimator"] = np.asarray(list(gaps.estimates), dtype=str)
-    if labels is not None:
-        variables["labels"] = ("obs_id", labels)
-    for name, variable in variables.items():
-        if name not in _WITHOUT_UNIT:
-            variables[name] = (*variable, {"units": "nats"})
-    attrs = {
-        "family": gaps.family,
-        "evidence_method": gaps.evidence_method,
-        "is_lower_bound": int(gaps.is_lower_bound),
-        "width": json.dumps(gaps.width),
-        "estimates": json.dumps(
-            {
-                name: {"method": estimate.method, "bound": estimate.bound, "settings": dict(estimate.settings)}
-                for name, estimate in gaps.estimates.items()
-            },
-            default=str,
-        ),
-        "settings": json.dumps(dict(gaps.settings), default=str),
-        "seconds": json.dumps(dict(gaps.seconds)),
-        "note": "<term>_se is the Monte Carlo standard error at that datapoint",
-    }
-    return xr.Dataset(variables, coords=coords, attrs=attrs)
-
-
-def gaps_from_datatree(tree: xr.DataTree) -> Gaps | None:
-    """The `Gaps` record that a tree holds, or None.
-
-    Args:
-        tree: what `to_datatree` returned, or a file opened by `xarray.open_datatree`.
-    """
-    if "gaps" not in tree.children:
-        return None
-    group = tree["gaps"].to_dataset()
-
-    def tensor(name: str) -> Tensor | None:
-        return torch.as_tensor(np.array(group[name].values)) if name in group else None
-
-    def estimate(number: int) -> dict[str, Tensor | None]:
-        stacked = {name: tensor(f"estimate_{name}") for name in _ESTIMATE_COLUMNS}
-        rows = {name: None if values is None else values[number] for name, values in stacked.items()}
-        return {name: None if row is None or bool(row.isnan().all()) else row for name, row in rows.items()}
-
-    stored = [field.name for field in dataclasses.fields(Gaps) if field.name not in _GAPS_ATTRIBUTES]
-    values: dict[str, Any] = {name: tensor(name) for name in stored}
-    values["converged"] = values["converged"].bool()
-    return Gaps(
-        **values,
-        family=group.attrs["family"],
-        families=tuple(map(str, group["family"].values)) if "family" in group.coords else (),
-        evidence_method=group.attrs["evidence_method"],
-        is_lower_bound=bool(group.attrs["is_lower_bound"]),
-        width=None if (width := json.loads(group.attrs["width"])) is None else tuple(width),
-        estimates={
-            name: Evidence(**estimate(number), **about)  # type: ignore[arg-type]
-            for number, (name, about) in enumerate(json.loads(group.attrs["estimates"]).items())
-        },
-        settings=json.loads(group.attrs["settings"]),
-        seconds=json.loads(group.attrs["seconds"]),
-    )
-
-
-_GAPS_ATTRIBUTES = (
-    "family",
-    "families",
-    "evidence_method",
-    "is_lower_bound",
-    "width",
-    "estimates",
-    "settings",
-    "seconds",
-)
-_ESTIMATE_COLUMNS = ("value", "se", "bias", "ess", "pareto_k", "acceptance")
-_WITHOUT_UNIT = (
-    "converged",
-    "labels",
-    *(f"{prefix}{name}" for prefix in ("", "estimate_") for name in ("pareto_k", "ess", "acceptance")),
-)
