@@ -191,6 +191,11 @@ def refined():
 def test_evidence_in_one_line():
     # se = sd / sqrt(2) = 1, mc_se = sqrt(0.09 + 0.16) / 2.
     assert str(evidence()) == "IWAE: -2.0000 nats per datapoint, se 1.0000 (Monte Carlo 0.2500), N = 2"
+    whole = evidence(
+        ess=torch.tensor([3.0, 9.0]), acceptance=torch.tensor([0.5, 0.7]), pareto_k=torch.tensor([0.1, 0.8])
+    )
+    for part in ("effective number 3.0 (median)", "acceptance 0.60", "Pareto k > 0.7 at 1"):
+        assert part in str(whole)
 
 
 def test_fit_in_one_line():

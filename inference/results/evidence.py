@@ -46,7 +46,14 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line: the mean with both standard errors."""
+        """One line: the mean with both standard errors, and what says how far to trust it."""
         mean, se, mc_se = summarise(self.value, self.se).values()
         errors = f"se {se:.4f} (Monte Carlo {mc_se:.4f})"
-        return f"{self.method}: {mean:.4f} nats per datapoint, {errors}, N = {len(self.value)}"
+        parts = [f"{self.method}: {mean:.4f} nats per datapoint", errors, f"N = {len(self.value)}"]
+        if self.ess is not None:
+            parts.append(f"effective number {self.ess.median():.1f} (median)")
+        if self.acceptance is not None:
+            parts.append(f"acceptance {self.acceptance.mean():.2f}")
+        if self.pareto_k is not None and (high := int((self.pareto_k > 0.7).sum())):
+            parts.append(f"Pareto k > 0.7 at {high}: do not trust it there")
+        return ", ".join(parts)
