@@ -209,6 +209,21 @@ def test_a_guide_is_where_chains_start(oracle):
     assert "guide's q in MeanField(3)" in evidence.method and (evidence.ess <= 16 + 1e-9).all()
 
 
+def test_a_search_does_not_start_where_a_false_mode_holds_it():
+    """A narrow mode explains x; a search from the standard normal slides away from it, to one that does not."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            bump = (-0.5 * ((z - 2.0) / 0.15).square()).exp()
+            pyro.sample("x", dist.Normal(6 * bump - 0.3 * z, 0.1 * torch.ones(1)).to_event(1), obs=x)
+
+    x = torch.full((16, 1), 5.2)
+    exact = quadrature(model, x, max_points=2**16)
+    evidence = ais(model, x, start=MeanField(1), annealing=SHORT, seed=0)
+    assert abs((evidence.value - exact.value).mean()) < 0.2
+
+
 def test_simulated_and_real_data_stand_side_by_side(oracle):
     model, x = program(oracle).model, torch.tensor(oracle.draw(64)) + 5.0
     bounds = bdmc(model, x, start=MeanField(3), num_data=64, annealing=SHORT, seed=0)

@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
+from inference.densities import densities
 from inference.estep import refine
 from inference.evidence.path import Annealing, paths
-from inference.families import Family
+from inference.families import Constrained, Family
 from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
+from inference.mcmc.target import Target
 from inference.noise import derive_seed, resolve_seed, seeded
+from inference.objectives import LocalLoss
 from inference.results import Evidence
+from inference.scoring import prior_draws, read_chunks, require_contract
 from inference.weights import weigh
 
 __all__ = ["ais", "as_evidence", "describe_start", "near_posterior"]
 
 # A search for the distribution to start from need only come close: what it lacks, annealing makes up for.
 START_TOL = 0.1
+# Draws of the prior of which one is searched from too, and its scales in those of the prior.
+NUM_TRIED = 256
+NARROW = 0.1
 
 
 def ais(
@@ -103,8 +113,31 @@ def ais(
 def near_posterior(model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int) -> Local:
     """The members of a family that chains start from: near the best one of each datapoint."""
     own = derive_seed(seed, "ais/search")
-    refined = refine(model, family, data, site=site, tol=START_TOL, num_draws=4, seed=own)
+    init = _at_best_prior_draw(model, data, family, site=site, seed=own)
+    refined = refine(model, family, data, site=site, init=init, tol=START_TOL, num_draws=4, seed=own)
     return Local(family, refined.params.to(device_of(model)), site)
+
+
+@torch.no_grad()
+def _at_best_prior_draw(
+    model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int
+) -> Float[Tensor, "N K"]:
+    """Rows of narrow members around the best of many draws of the prior, for a search to start from.
+
+    A search from the standard normal alone may end in a mode from which no chain comes back.
+    """
+    free = family.family if isinstance(family, Constrained) else family
+    rows = []
+    with frozen(model), seeded(seed):
+        for index, x in read_chunks(model, data, len(data), NUM_TRIED, device=device_of(model)):
+            require_contract(LocalLoss(model, family.to(x.device), site), x, index, seed=seed)
+            z = prior_draws(model, x, index, NUM_TRIED, site=site, seed=seed, stage="ais/search/prior")
+            with pyro.validation_enabled(is_validate=False):
+                best = densities(model, x, z, site=site).log_joint.argmax(0)
+            u = Target.of(model, x, site).unconstrain(z)
+            loc, scale = u[best, torch.arange(len(x), device=x.device)], NARROW * u.std(0)
+            rows.append(free.params_from(dist.Normal(loc, scale).to_event(1)).cpu())
+    return torch.cat(rows)
 
 
 def as_evidence(chunks: Sequence[tuple[Tensor, Tensor]], annealing: Annealing, *, method: str, seed: int) -> Evidence:
