@@ -17,6 +17,7 @@ import inference.noise
 import inference.scoring
 from inference import (
     Amortized,
+    Annealing,
     FullCovariance,
     Local,
     MeanField,
@@ -33,6 +34,7 @@ from inference import (
 from inference.guides import unique_name
 
 QUICK = Search(max_rounds=2, first_round=8)
+SHORT = Annealing(num_temperatures=5)
 
 
 class Model(nn.Module):
@@ -85,7 +87,15 @@ def run(name):
         evidence = elbo(model, guide, x, num_draws=100, seed=7)
         return [evidence.value, evidence.se]
     gaps = measure_gaps(
-        model, guide, x, families=[FullCovariance(2)], num_draws=100, num_evidence_draws=100, search=QUICK, seed=7
+        model,
+        guide,
+        x,
+        families=[FullCovariance(2)],
+        num_draws=100,
+        num_evidence_draws=100,
+        search=QUICK,
+        annealing=SHORT,
+        seed=7,
     )
     return [getattr(gaps, term) for term in gaps.TERMS] + [gaps.elbo_local_by_family, gaps.amortization_gap_se]
 
@@ -156,7 +166,7 @@ def test_measurements_leave_every_bit(measure):
     if measure == "refine":
         refine(model, MeanField(2), x, init=guide, search=QUICK, seed=0)
     elif measure == "measure_gaps":
-        measure_gaps(model, guide, x, num_draws=20, num_evidence_draws=50, search=QUICK, seed=0)
+        measure_gaps(model, guide, x, num_draws=20, num_evidence_draws=50, search=QUICK, annealing=SHORT, seed=0)
     elif measure == "iwae":
         iwae(model, guide, x, num_draws=50, search=QUICK, seed=0)
     elif measure == "elbo":
@@ -181,7 +191,7 @@ def values(name, model, guide, x):
         return elbo(model, guide, x, num_draws=100, seed=0).value
     if name == "quadrature":
         return quadrature(model, x).value
-    gaps = measure_gaps(model, guide, x, num_draws=100, num_evidence_draws=600, search=QUICK, seed=0)
+    gaps = measure_gaps(model, guide, x, num_draws=100, num_evidence_draws=600, search=QUICK, annealing=SHORT, seed=0)
     return torch.stack([getattr(gaps, term) for term in gaps.TERMS], 1)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from inference import (
     Amortized,
+    Annealing,
     FullCovariance,
     MeanField,
     Search,
@@ -34,6 +35,7 @@ from pyro_vae.priors import Laplace, StandardNormal, StudentT, Uniform, VampPrio
 
 # A few steps, where only that they can be taken is asked.
 BRIEF = Search(first_round=4, max_rounds=1, num_particles=2, num_judge_draws=64, num_select_draws=4)
+SHORT = Annealing(num_temperatures=2, num_chains=2, num_pilot_chains=2)
 ONE_STEP = Training(epochs=1, batch_size=6, local_steps=1)
 SIZES = Sizes(num_latents=2, num_values=16, image_shape=(4, 4), max_value=1.0, num_levels=3, level_step=0.5)
 
@@ -81,7 +83,15 @@ def test_every_prior_with_every_family(prior, family, monkeypatch):
     assert rows.params.isfinite().all() and rows.elbo.isfinite().all()
 
     gaps = measure_gaps(
-        vae.model, vae.guide, x[:2], search=BRIEF, num_draws=4, num_evidence_draws=50, tol=math.inf, seed=0
+        vae.model,
+        vae.guide,
+        x[:2],
+        search=BRIEF,
+        annealing=SHORT,
+        num_draws=4,
+        num_evidence_draws=50,
+        tol=math.inf,
+        seed=0,
     )
     assert gaps.log_evidence.isfinite().all() and gaps.amortization_gap.isfinite().all()
 
@@ -314,6 +324,7 @@ def test_an_unfitted_flow_is_refused_as_a_further_family():
         torch.randn(3, 5),
         families=[flow, CouplingFlow(2, shared=False)],
         search=BRIEF,
+        annealing=SHORT,
         num_draws=4,
         num_evidence_draws=50,
         seed=0,
