@@ -33,7 +33,7 @@ from inference.families import (
     PlanarFlow,
     SylvesterFlow,
 )
-from inference.gaps import measure_gaps
+from inference.gaps import by_one_estimator, measure_gaps
 from inference.generalization import generalization, simulated_gaps
 from inference.given import conditioned
 from inference.globals import draw_globals
@@ -122,6 +122,7 @@ __all__ = [
     "WakeSleep",
     "ais",
     "bdmc",
+    "by_one_estimator",
     "conditioned",
     "draw_globals",
     "elbo",

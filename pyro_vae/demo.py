@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from inference import Adam, Cosine, Gaps, Training
-from inference.gaps import by_one_estimator
+from inference import Adam, Cosine, Gaps, Training, by_one_estimator
 from inference.results import summarise
 from pyro_vae.figures import draw_gaps, save
 from pyro_vae.jobs import Engine, fit_guide, fit_run, measure_run
