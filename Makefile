@@ -50,7 +50,7 @@ endif
 
 help:
 	@echo 'make demo      fit a VAE with and without amortization, measure the gaps (3 minutes)'
-	@echo 'make test      all tests but the slow ones (about 15 minutes)'
+	@echo 'make test      all tests but the slow ones (under 20 minutes)'
 	@echo 'make test-all  the slow tests too'
 	@echo 'make lint      ruff, mypy and import-linter'
 	@echo 'make format    let ruff format the code'
