@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pyro
@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
+from inference.compiled import worthwhile
 from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, like, resolve_seed, seeded
-from inference.objectives import LocalLoss, Loss
+from inference.objectives import Gradients, LocalLoss, Loss, Step
 from inference.results import Fit
 from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
@@ -121,7 +122,15 @@ def fit_em(
     device = device_for(training, model, guide)
 
     with private_store(model, guide, keep=True), seeded(seed):
-        objective = LocalLoss(model, family, site, loss=loss)
+        steps = training.num_steps(num_data)
+        objective = LocalLoss(
+            model,
+            family,
+            site,
+            loss=loss,
+            compile=worthwhile(training.compile, steps * training.local_steps),
+            precision=training.precision,
+        )
         index = torch.arange(min(num_data, training.batch_size))
         first = fetch(data, index, device=device)
         # In eval mode, so that looking at the model moves no running statistics.
@@ -153,10 +162,13 @@ def fit_em(
                 else HeldOut(table(validation, guide), validation, model, guide, device=device, seed=seed)
             )
 
+        compile = worthwhile(training.compile, steps)
         visits = (
-            SemiAmortized(objective, encoder, model, training, encoder_gradient=encoder_gradient)
+            SemiAmortized(
+                objective, encoder, model, training, leaves.values(), encoder_gradient=encoder_gradient, compile=compile
+            )
             if kept is None
-            else _KeptRows(kept, model, training)
+            else _KeptRows(kept, model, training, leaves.values(), compile=compile)
         )
         fit = optimise(
             objective,
@@ -197,19 +209,33 @@ def fit_em(
 class _KeptRows:
     """Visits that go on where the row's last visit ended: variational EM."""
 
-    def __init__(self, table: Table, model: Callable[..., Any], training: Training) -> None:
+    def __init__(
+        self,
+        table: Table,
+        model: Callable[..., Any],
+        training: Training,
+        leaves: Iterable[Tensor],
+        *,
+        compile: bool,  # noqa: FBT001
+    ) -> None:
         self.table = table
         self.model = model
-        self.num_steps = training.local_steps
+        self.num_local_steps = training.local_steps
+        objective = table.objective
+        self.gradients = Gradients(
+            objective, self._values, leaves, model, objective.family, compile=compile, precision=training.precision
+        )
 
-    def __call__(self, x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, index: Tensor, lr_factor: float) -> Step:
         """The loss of a visit at its rows after the E-step, and the true ELBO there."""
-        objective = self.table.objective
         with eval_mode(self.model):
-            rows = self.table.e_step(x, index, self.num_steps, lr_factor=lr_factor)
-        noise = self.table.noise(len(x))
+            rows = self.table.e_step(x, index, self.num_local_steps, lr_factor=lr_factor)
+        return self.gradients(x, rows, self.table.noise(len(x)))
+
+    def _values(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        objective = self.table.objective
         value = objective(x, rows, noise).mean()
-        if objective.kl_weight == 1.0 and objective.loss.is_elbo:
+        if objective.is_true and objective.loss.is_elbo:
             return value, -value
         return value, objective.log_weights(x, rows, noise).mean()
 

@@ -23,6 +23,7 @@ __all__ = [
     "frozen",
     "modules_of",
     "private_store",
+    "reached_by",
     "sharing_guide",
     "trainable",
 ]
@@ -41,7 +42,11 @@ def modules_of(*programs: Callable[..., Any] | None) -> list[nn.Module]:
     Args:
         programs: models and guides; None is passed over.
     """
-    found: dict[int, nn.Module] = {}
+    return [value for value in reached_by(*programs) if isinstance(value, nn.Module)]
+
+
+def reached_by(*programs: Callable[..., Any] | None) -> list[object]:
+    """What these programs can reach, as `modules_of` says, of every type."""
     seen: dict[int, object] = {}  # Keeps bound methods alive: an id must not be used twice.
 
     def visit(value: object, *, attributes: bool = True) -> None:
@@ -49,8 +54,8 @@ def modules_of(*programs: Callable[..., Any] | None) -> list[nn.Module]:
             return
         seen[id(value)] = value
         if isinstance(value, nn.Module):
-            found[id(value)] = value
-        elif isinstance(value, functools.partial):
+            return
+        if isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 visit(part)
         elif isinstance(value, MethodType):
@@ -73,7 +78,7 @@ def modules_of(*programs: Callable[..., Any] | None) -> list[nn.Module]:
 
     for program in programs:
         visit(program)
-    return list(found.values())
+    return list(seen.values())
 
 
 def _named_by(function: FunctionType) -> Iterator[object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from inference.families import Family
 from inference.guides import Local
 from inference.isolation import eval_mode
-from inference.objectives import LocalLoss, ScoreFunctionELBO
+from inference.objectives import Gradients, LocalLoss, ScoreFunctionELBO, Step
 from inference.scoring import same_family
 from inference.table import HeldOut, pairs_of_noise
 from inference.training import Training
@@ -38,8 +38,10 @@ class SemiAmortized:
         encoder: the guide that starts are taken from, a module with `params`.
         model: Pyro model.
         training: settings.
+        leaves: what is trained.
         encoder_gradient: whether the encoder descends the loss at its own row, or that at the last row through the
             steps.
+        compile: whether the training step runs as compiled code.
 
     Attributes:
         elbo_start: the true ELBO at the start of each visit, and the number of datapoints visited.
@@ -55,8 +57,10 @@ class SemiAmortized:
         encoder: Any,  # noqa: ANN401
         model: Callable[..., Any],
         training: Training,
+        leaves: Iterable[Tensor],
         *,
         encoder_gradient: EncoderGradient,
+        compile: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         self.objective = objective
         self.encoder = encoder
@@ -68,6 +72,16 @@ class SemiAmortized:
                 "loss: ScoreFunctionELBO does not differentiate its draws, so there is no gradient through steps along "
                 "it. Take PathwiseELBO, or encoder_gradient='own row'."
             )
+        self.gradients = Gradients(
+            objective,
+            self._values,
+            leaves,
+            model,
+            encoder,
+            objective.family,
+            compile=compile,
+            precision=training.precision,
+        )
         self.elbo_start: list[tuple[Tensor, int]] = []
         self.validation: list[tuple[float, float]] = []
 
@@ -93,17 +107,22 @@ class SemiAmortized:
             rows = rows - units * torch.tanh(self.training.local_lr * units * gradient(x, rows, self.noise(rows)))
         return rows
 
-    def __call__(self, x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def __call__(self, x: Tensor, index: Tensor, lr_factor: float) -> Step:  # noqa: ARG002
         """The loss of a visit, whose gradient is the model's at the last row and the encoder's; and the true ELBO."""
-        start = self.encoder.params(x)
+        start = self.start(x)
         with eval_mode(self.model):
-            rows, slope = self._descend(x, start.detach())
+            rows, slope = self._descend(x, start)
             noise = self.noise(rows)
             elbo = self.objective.log_weights(x, rows, noise).mean()
-            self.elbo_start.append((self.objective.log_weights(x, start.detach(), noise).mean(), len(x)))
+            self.elbo_start.append((self.objective.log_weights(x, start, noise).mean(), len(x)))
+        return self.gradients(x, rows, noise, slope)._replace(elbo=elbo)
+
+    def _values(self, x: Tensor, rows: Tensor, noise: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.objective(x, rows, noise).mean()
         # Zero, with the encoder's gradient; the model's comes from the last row alone.
+        start = self.encoder.params(x)
         of_encoder = ((start - start.detach()) * slope).sum() / len(x)
-        return self.objective(x, rows, noise).mean() + of_encoder, elbo
+        return loss + of_encoder, -loss
 
     def _descend(self, x: Tensor, start: Tensor) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
         """The last rows, and the gradient in the start that the encoder follows."""

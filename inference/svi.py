@@ -15,12 +15,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.batches import Data, chunks, fetch, require_data
+from inference.compiled import worthwhile
 from inference.densities import log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, resolve_seed, seeded
-from inference.objectives import AmortizedELBO, AmortizedLoss, Loss, Objective
+from inference.objectives import AmortizedELBO, AmortizedLoss, Gradients, Loss, Objective
 from inference.results import Fit
 from inference.scoring import require_readable
 from inference.training import Training, blame_site, device_for, optimise
@@ -149,14 +150,24 @@ def fit_svi(
         # What the ELBO is read off: a scale inside the programs changes the loss, not the ELBO.
         true_model, true_guide = (model, guide) if scaled is None else (_Unscaled()(model), _Unscaled()(guide))
 
-        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+        def values(x: Tensor) -> tuple[Tensor, Tensor]:
             value = objective(x)
-            if estimates_elbo and objective.kl_weight == 1.0:
+            if estimates_elbo and objective.is_true:
                 return value, -value
             with torch.no_grad():
                 if num_data is not None:
                     return value, -torch.as_tensor(Trace_ELBO().loss(*whole, x), device=x.device) / num_data
                 return value, log_weights(true_model, true_guide, x).mean()
+
+        gradients = Gradients(
+            objective,
+            values,
+            leaves.values(),
+            model,
+            guide,
+            compile=worthwhile(training.compile, training.num_steps(len(data))),
+            precision=training.precision,
+        )
 
         def held_out(validation: Data) -> float:
             programs = (true_model, true_guide)
@@ -164,7 +175,7 @@ def fit_svi(
 
         fit = optimise(
             objective,
-            visit,
+            lambda x, index, lr_factor: gradients(x),  # noqa: ARG005
             leaves,
             data,
             training,

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inference.batches import Data, chunks, fetch, require_data
+from inference.compiled import worthwhile
 from inference.isolation import eval_mode
 from inference.noise import resolve_seed, seeded
-from inference.objectives import Objective
+from inference.objectives import Gradients, Objective
 from inference.training import Training, device_for, optimise
 from pyro_vae.networks import check_size
 
@@ -235,9 +236,18 @@ class Autoencoder(nn.Module):
         device = device_for(training, self)
         objective = _SquaredError(self)
 
-        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+        def values(x: Tensor) -> tuple[Tensor, Tensor]:
             loss = objective(x)
             return loss, -loss
+
+        gradients = Gradients(
+            objective,
+            values,
+            leaves.values(),
+            self,
+            compile=worthwhile(training.compile, training.num_steps(len(data))),
+            precision=training.precision,
+        )
 
         @torch.no_grad()
         def held_out(rows: Data) -> float:
@@ -251,7 +261,7 @@ class Autoencoder(nn.Module):
         with seeded(seed):
             fit = optimise(
                 objective,
-                visit,
+                lambda x, index, lr_factor: gradients(x),  # noqa: ARG005
                 leaves,
                 data,
                 training,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
+from inference.compiled import worthwhile
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
@@ -20,7 +21,7 @@ from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transitio
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
-from inference.objectives import LocalLoss, Objective
+from inference.objectives import Gradients, LocalLoss, Objective, Step
 from inference.results import Fit
 from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
 from inference.table import HeldOut, Table, passes
@@ -189,13 +190,25 @@ def fit_mcem(
         chains = Chains(model, site, hmc, u)
         objective = JointLoss(model, site)
 
-        def visit(x: Tensor, index: Tensor, lr_factor: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+        def values(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            loss = objective(x, z).mean()
+            return loss, -loss
+
+        gradients = Gradients(
+            objective,
+            values,
+            leaves.values(),
+            model,
+            compile=worthwhile(training.compile, training.num_steps(num_data)),
+            precision=training.precision,
+        )
+
+        def visit(x: Tensor, index: Tensor, lr_factor: float) -> Step:  # noqa: ARG001
             # All datapoints of a batch have been visited equally often: once an epoch.
             fresh = not chains.age[index[0]]
             with eval_mode(model):
                 z = chains.move(x, index, training.local_steps + burn_in * fresh)
-            loss = objective(x, z).mean()
-            return loss, -loss
+            return gradients(x, z)
 
         fit = optimise(
             objective,

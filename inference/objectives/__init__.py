@@ -3,10 +3,11 @@
 A step calls one small module (`steps`), for an encoder or for rows. What it minimises is a loss: minus a bound on
 log p(x) for every datapoint by itself, and an estimator of its gradient, one small object each. One concept a file:
 what a loss is (`loss`), the ELBO's gradient estimators (`elbo`), bounds made of several draws (`importance`), and
-wake-sleep (`wake_sleep`).
+wake-sleep (`wake_sleep`). What a step hands to the loop is made in `gradients`.
 """
 
 from inference.objectives.elbo import AnalyticKL, PathwiseELBO, ScoreFunctionELBO, StickingTheLanding
+from inference.objectives.gradients import Gradients, Step
 from inference.objectives.importance import IWAE, DReG, Renyi
 from inference.objectives.loss import Joint, Loss
 from inference.objectives.steps import AmortizedELBO, AmortizedLoss, LocalLoss, Objective
@@ -18,6 +19,7 @@ __all__ = [
     "AmortizedLoss",
     "AnalyticKL",
     "DReG",
+    "Gradients",
     "Joint",
     "LocalLoss",
     "Loss",
@@ -25,6 +27,7 @@ __all__ = [
     "PathwiseELBO",
     "Renyi",
     "ScoreFunctionELBO",
+    "Step",
     "StickingTheLanding",
     "WakeSleep",
 ]

@@ -70,7 +70,7 @@ class StickingTheLanding(PathwiseELBO):
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,
     ) -> Float[Tensor, " B"]:
         """As `Loss`.
@@ -120,7 +120,7 @@ class ScoreFunctionELBO(PathwiseELBO):
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,  # noqa: ARG002
     ) -> Float[Tensor, " B"]:
         """As `Loss`.
@@ -167,7 +167,7 @@ class AnalyticKL(PathwiseELBO):
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,  # noqa: ARG002
     ) -> Float[Tensor, " B"]:
         """As `Loss`.

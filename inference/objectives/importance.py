@@ -68,7 +68,7 @@ class DReG(IWAE):
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,
     ) -> Float[Tensor, " B"]:
         """As `Loss`.

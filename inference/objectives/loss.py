@@ -88,7 +88,7 @@ class Loss:
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,
     ) -> Float[Tensor, " B"]:
         """The loss of each datapoint, nats; its gradient is this estimator's.
@@ -126,7 +126,7 @@ class Loss:
         return self
 
 
-def surrogate(terms: Densities, log_q: Tensor, kl_weight: float) -> Float[Tensor, "S B"]:
+def surrogate(terms: Densities, log_q: Tensor, kl_weight: float | Tensor) -> Float[Tensor, "S B"]:
     """Log weights of draws, the KL weighted: the true ones where its weight is 1."""
     return terms.log_likelihood + kl_weight * (terms.log_prior - log_q)
 

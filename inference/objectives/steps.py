@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from inference.compiled import Compiled, Precision
 from inference.densities import densities, guide_distribution
 from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
@@ -30,13 +32,27 @@ class Objective(nn.Module):
         kl_weight: weight of the whole KL term, log q(z) - log p(z). 1 is the true ELBO; warm-up starts lower.
     """
 
-    kl_weight: float = 1.0
+    kl_weight: float | Float[Tensor, ""] = 1.0
+
+    @property
+    def is_true(self) -> bool:
+        """Whether the KL counts in full. A weight that is a tensor counts as another than 1."""
+        return not isinstance(self.kl_weight, Tensor) and self.kl_weight == 1.0
+
+    @contextmanager
+    def weighted(self, weight: float | Float[Tensor, ""]) -> Iterator[None]:
+        """Another weight of the KL inside; a tensor where it is to be an input of compiled code, not a constant."""
+        before, self.kl_weight = self.kl_weight, weight
+        try:
+            yield
+        finally:
+            self.kl_weight = before
 
 
 class _ScaleLatent(poutine.messenger.Messenger):
     """Scale the log density of every latent site, in the model and in the guide alike: the whole KL."""
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float | Tensor) -> None:
         super().__init__()
         self.weight = weight
 
@@ -90,7 +106,7 @@ class AmortizedELBO(Objective):
     def forward(self, x: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
         """The loss of one minibatch, nats per datapoint."""
         model, guide = self.model, self.guide
-        if self.kl_weight != 1.0:
+        if not self.is_true:
             model, guide = _ScaleLatent(self.kl_weight)(model), _ScaleLatent(self.kl_weight)(guide)
         if hasattr(self.loss, "differentiable_loss"):
             return self.loss.differentiable_loss(model, guide, x) / (self.num_data or len(x))
@@ -158,12 +174,23 @@ class LocalLoss(Objective):
         site: name of the latent site.
         loss: what is minimised; by default `StickingTheLanding()`, or `PathwiseELBO()` in a family whose densities are
             known at its own draws alone.
+        compile: whether gradients in the rows, and log weights, run as compiled code.
+        precision: of matrix products in those gradients; log weights have full precision.
 
     Raises:
         ValueError: the loss needs a guide that can be run on other datapoints.
     """
 
-    def __init__(self, model: Callable[..., Any], family: Family, site: str, *, loss: Loss | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        family: Family,
+        site: str,
+        *,
+        loss: Loss | None = None,
+        compile: bool = False,  # noqa: FBT001, FBT002
+        precision: Precision = "float32",
+    ) -> None:
         super().__init__()
         if loss is None:
             loss = StickingTheLanding() if family.has_log_prob else PathwiseELBO()
@@ -181,6 +208,11 @@ class LocalLoss(Objective):
         self.family = family
         self.site = site
         self.loss = loss
+        programs = (model, family)
+        gradient = {"name": "the gradient of the E-step", "compile": compile, "precision": precision}
+        self._gradient = Compiled(self._row_gradient, *programs, **gradient)  # type: ignore[arg-type]
+        self._weighted_gradient = Compiled(self._weighted_row_gradient, *programs, **gradient)  # type: ignore[arg-type]
+        self._log_weights = Compiled(self._eager_log_weights, *programs, name="the log weights", compile=compile)
 
     def forward(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
@@ -198,13 +230,12 @@ class LocalLoss(Objective):
             return self.loss.keeping_score(log_p, q, noise, kl_weight=self.kl_weight)
         return self.loss(log_p, q, noise, kl_weight=self.kl_weight, still=self.family(rows.detach()))
 
-    @torch.no_grad()
     def log_weights(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, "S B"]:
         """Every draw's log p(x, z) - log q(z): their mean is the true ELBO, whatever the loss and the KL weight."""
-        z, log_q = from_noise(self.family(rows), noise)
-        return densities(self.model, x, z, site=self.site).log_joint - log_q
+        (log_w,) = self._log_weights(x, rows, noise)
+        return log_w  # type: ignore[return-value]
 
     def bounds(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "2*G*k B R"]
@@ -223,10 +254,27 @@ class LocalLoss(Objective):
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
     ) -> Float[Tensor, "B K"]:
         """Gradient of the loss in the rows alone: nothing else is touched, no `requires_grad` is flipped."""
+        if self.is_true:
+            (grad,) = self._gradient(x, rows, noise)
+        else:
+            weight = torch.as_tensor(self.kl_weight, dtype=rows.dtype, device=rows.device)
+            (grad,) = self._weighted_gradient(weight, x, rows, noise)
+        return grad  # type: ignore[return-value]
+
+    def _row_gradient(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor]:
         rows = rows.detach().requires_grad_()
         (grad,) = torch.autograd.grad(self(x, rows, noise).sum(), rows)
         # A row that has left the range of its dtype must not take its optimiser state with it.
-        return grad.nan_to_num(0.0, 0.0, 0.0)
+        return (grad.nan_to_num(0.0, 0.0, 0.0),)
+
+    def _weighted_row_gradient(self, weight: Tensor, *args: Tensor) -> tuple[Tensor]:
+        with self.weighted(weight):
+            return self._row_gradient(*args)
+
+    @torch.no_grad()
+    def _eager_log_weights(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor]:
+        z, log_q = from_noise(self.family(rows), noise)
+        return (densities(self.model, x, z, site=self.site).log_joint - log_q,)
 
     def differentiable_gradient(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]

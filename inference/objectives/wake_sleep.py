@@ -65,7 +65,7 @@ class WakeSleep(IWAE):
         q: Distribution,
         noise: Float[Tensor, "G*k B R"],
         *,
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
         still: Distribution | None = None,  # noqa: ARG002
     ) -> Float[Tensor, " B"]:
         """The two wake phases, as `Loss`.

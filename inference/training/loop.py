@@ -16,17 +16,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from inference.batches import Data, fetch
-from inference.objectives import Objective
+from inference.objectives import Objective, Step
 from inference.results import Fit
 from inference.scoring import require_finite
 from inference.training.settings import LoopState, Training
+from inference.training.steps import FusedAdam
 
 
 class Visit(Protocol):
     """What an engine does with one minibatch."""
 
-    def __call__(self, x: Tensor, index: Tensor, lr_factor: float, /) -> tuple[Tensor, Tensor]:
-        """The loss to differentiate and the true ELBO, both per datapoint.
+    def __call__(self, x: Tensor, index: Tensor, lr_factor: float, /) -> Step:
+        """The loss, the true ELBO, and the gradients of the loss.
 
         `lr_factor` is where the schedule stands, from 1 down.
         """
@@ -70,16 +71,15 @@ def optimise(
         raise ValueError(
             "patience: early stopping needs held-out data; got validation=None. Pass validation=data.validation."
         )
-    steps_an_epoch = -(-len(data) // training.batch_size)
     optimizer = training.optimizer(leaves.values())
     initial_lr = optimizer.param_groups[0]["lr"]
-    schedule = training.schedule(optimizer, training.epochs * steps_an_epoch)
+    schedule = training.schedule(optimizer, training.num_steps(len(data)))
     state = LoopState(leaves=leaves, optimizer=optimizer)
     best = _Best(leaves, keep)
     validate = pyro.settings.get("validate_distributions_pyro")
 
     with (
-        tqdm(total=training.epochs * steps_an_epoch, desc=label, unit="step", disable=None, leave=False) as bar,
+        tqdm(total=training.num_steps(len(data)), desc=label, unit="step", disable=None, leave=False) as bar,
         warnings.catch_warnings(),
     ):
         # Pyro warns of what the loop reports as an error, with the site's name.
@@ -152,12 +152,12 @@ def _epoch(
         random_state = torch.get_rng_state()
         refused: ValueError | None = None
         try:
-            loss, elbo = visit(x, index, optimizer.param_groups[0]["lr"] / initial_lr)
+            loss, elbo, grads = visit(x, index, optimizer.param_groups[0]["lr"] / initial_lr)
         except ValueError as error:
             # Under validation a distribution refuses NaN before any loss exists; where all is finite, the error is
             # another.
             refused = error
-        if refused is not None or not bool(loss.isfinite()):
+        if refused is not None or not math.isfinite(loss):
             torch.set_rng_state(random_state)
             culprit = _blame_leaf(state.leaves) or blame(x)
             # Data outside a support have no density either: what refused them says it better than their log density.
@@ -165,14 +165,16 @@ def _epoch(
             if refused is not None and (culprit is None or outside):
                 raise refused
             raise FloatingPointError(_not_finite(state, culprit or "the loss")) from refused
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-        for leaf, grad in zip(leaves, grads, strict=True):
-            leaf.grad = grad
-        optimizer.step()
+        if isinstance(optimizer, FusedAdam):
+            optimizer.descend(grads)
+        else:
+            for leaf, grad in zip(leaves, grads, strict=True):
+                leaf.grad = grad
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        total += elbo.detach().double() * len(x)
+        total.add_(elbo, alpha=len(x))
         if not bar.disable and state.step % 20 == 0:
             bar.set_postfix_str(f"ELBO {float(elbo):.2f}", refresh=False)
         bar.update()

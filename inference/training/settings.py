@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inference.compiled import Compile, Precision, require_precision, worthwhile
 from inference.isolation import device_of
 from inference.training.steps import Adam, Constant, OptimizerFactory, ScheduleFactory
 
@@ -65,6 +66,10 @@ class Training:
             made of k draws, k times as many.
         callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
         device: where minibatches go; by default where the model is.
+        compile: run steps as compiled code, which gives the same numbers: True, False, or "auto", where the run is long
+            enough to win back the seconds that compiling takes. What cannot be compiled runs as it is, and says why.
+        precision: of matrix products in training steps, "float32" (that of the parameters) or "bfloat16", faster where
+            the hardware has it; what is measured is measured at full precision.
     """
 
     epochs: int = 100
@@ -80,6 +85,8 @@ class Training:
     num_particles: int = 2
     callbacks: Sequence[Callable[[LoopState], None]] = ()
     device: str | None = None
+    compile: Compile = "auto"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -88,6 +95,8 @@ class Training:
         _require_count("warm_up", self.warm_up, least=0)
         if self.patience is not None:
             _require_count("patience", self.patience, least=1)
+        worthwhile(self.compile, 0)
+        require_precision(self.precision)
         if self.num_particles % 2:
             raise ValueError(
                 f"num_particles: expected an even number (antithetic pairs); got {self.num_particles}. Try 2."
@@ -100,6 +109,10 @@ class Training:
         for name in ("tol_elbo", "tol_params"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 (never) or a positive number; got {getattr(self, name)!r}.")
+
+    def num_steps(self, num_data: int) -> int:
+        """Optimiser steps of the whole run, where nothing ends it before."""
+        return self.epochs * -(-num_data // self.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for a record."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -35,7 +35,57 @@ class Adam:
 
     def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
         """The optimiser over these parameters."""
-        return torch.optim.Adam(list(leaves), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return FusedAdam(list(leaves), lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+class FusedAdam(torch.optim.Adam):
+    """Torch's fused Adam, and a shorter way to its kernel: over small networks most of a step would be Python.
+
+    Args:
+        leaves: what is trained, of one dtype and on one device.
+        lr: step size.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+    """
+
+    def __init__(self, leaves: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(leaves, lr=lr, betas=betas, eps=eps, fused=True)
+
+    @torch.no_grad()
+    def descend(self, grads: Sequence[Tensor | None]) -> None:
+        """One step down these gradients, those of the leaves in their order; where there is none, a leaf stays.
+
+        It does what `step` does with the same numbers in `.grad`.
+        """
+        (group,) = self.param_groups
+        pairs = [(leaf, grad) for leaf, grad in zip(group["params"], grads, strict=True) if grad is not None]
+        states = [self.state[leaf] or self._begin(leaf) for leaf, _ in pairs]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            [leaf for leaf, _ in pairs],
+            [grad for _, grad in pairs],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        self._opt_called = True  # What schedules look for, so as to warn of steps in the wrong order.
+
+    def _begin(self, leaf: Tensor) -> dict[str, Tensor]:
+        self.state[leaf] = {
+            "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
+            "exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(leaf, memory_format=torch.preserve_format),
+        }
+        return self.state[leaf]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,6 @@
+"""The compiled form of densities, objectives and forces: the same numbers in fewer seconds."""
+
+from inference.compiled.function import Compile, Compiled, inductor, worthwhile
+from inference.compiled.precision import Precision, reduced, require_precision
+
+__all__ = ["Compile", "Compiled", "Precision", "inductor", "reduced", "require_precision", "worthwhile"]

@@ -1,0 +1,235 @@
+"""A function of tensors at compiled speed, with the numbers that it has without."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from inference.compiled.facts import Facts
+from inference.compiled.precision import Precision, reduced
+from inference.compiled.tracing import Function, NotTraceable, Traced, trace, tracing
+from inference.noise import own_random_state
+
+__all__ = ["Compile", "Compiled", "inductor", "worthwhile"]
+
+Compile = Literal["auto"] | bool
+Outputs = tuple[Tensor | None, ...]
+
+# Compiling takes about ten seconds, and wins about two milliseconds a call.
+CALLS_THAT_PAY = 5000
+# A shape beside the first one, such as that of an epoch's last batch, is worth compiling when it has come so often.
+CALLS_OF_ANOTHER_SHAPE = 100
+# A program that changes more often than this between calls is better left alone.
+MOST_TRACES = 8
+# How far compiled values may lie from eager ones, of the largest value: sums are taken in another order.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+REDUCED_TOLERANCE = 0.1
+# How many compiled graphs a process keeps.
+MOST_KEPT = 64
+
+_kept: OrderedDict[tuple[Any, ...], Callable[..., Sequence[Tensor]]] = OrderedDict()
+
+
+def worthwhile(compile: Compile, num_calls: float) -> bool:
+    """Whether to compile a function that is going to be called so often.
+
+    The answer rests on the number alone, not on any clock, so that one seed goes on fixing a run.
+
+    Args:
+        compile: True, False, or "auto": where compiling wins back its seconds.
+        num_calls: expected number of calls.
+
+    Raises:
+        ValueError: another word.
+    """
+    if isinstance(compile, bool):
+        return compile
+    if compile != "auto":
+        raise ValueError(f"compile: expected True, False or 'auto'; got {compile!r}.")
+    return num_calls >= CALLS_THAT_PAY
+
+
+class _Entry(NamedTuple):
+    run: Callable[..., Sequence[Tensor]]
+    traced: Traced
+    facts: Facts
+
+
+class Compiled:
+    """A function of tensors, compiled for each shape of its arguments, which gives the numbers of the function itself.
+
+    The function is run once on tensors without values, under Pyro's handlers, and what it does is written down as a
+    graph: forward pass, densities and gradients together. Parameters and buffers are read anew at each call, and random
+    numbers drawn as the function draws them, from the same generator. The first call is compared with the function.
+
+    What no graph can stand for runs as it is, and a warning says once why: control flow that depends on values,
+    a function that changes Python objects as it runs, a machine without a compiler. A training flag, an attribute or a
+    part of a module that changes between calls is noticed, and the function traced anew.
+
+    Args:
+        function: of tensors, to a tuple of tensors and Nones; gradients are among its outputs, none flows through them.
+        programs: the models, guides and modules that it reaches.
+        name: what it does, for the warning.
+        compile: False: run the function itself.
+        precision: of matrix products.
+        backend: makes a callable of a graph and example inputs.
+
+    Example:
+        >>> scale = torch.nn.Parameter(torch.tensor(2.0))
+        >>> def slope(x):
+        ...     return torch.autograd.grad((scale * x.square()).sum(), scale)
+        >>> compiled = Compiled(slope, name="the slope", backend=lambda graph, inputs: graph)
+        >>> compiled(torch.tensor([1.0, 2.0]))
+        (tensor(5.),)
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        *programs: Any,
+        name: str,
+        compile: bool = True,  # noqa: FBT001, FBT002
+        precision: Precision = "float32",
+        backend: Callable[[GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]] | None = None,
+    ) -> None:
+        self.function = function
+        self.programs = programs
+        self.name = name
+        self.backend = backend or inductor
+        self.compile = compile
+        self.precision = precision
+        self.num_traces = 0
+        self.reason: str | None = None
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
+        self._seen: dict[tuple[Any, ...], int] = {}
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled form is in use."""
+        return self.reason is None and bool(self._entries)
+
+    def __call__(self, *args: Tensor) -> Outputs:
+        """The function's outputs at these arguments."""
+        if not self.compile or self.reason is not None or tracing.get():
+            return self._eager(*args)
+        key = (torch.get_default_dtype(), *[(arg.shape, arg.dtype, arg.device) for arg in args])
+        entry = self._entries.get(key)
+        if entry is not None and entry.facts.hold():
+            return _run(entry, args)
+        count = self._seen[key] = self._seen.get(key, 0) + 1
+        if entry is None and self._entries and count < CALLS_OF_ANOTHER_SHAPE:
+            return self._eager(*args)
+        try:
+            return self._compile(key, args)
+        except NotTraceable as error:
+            self._leave_alone(str(error))
+        return self._eager(*args)
+
+    def _eager(self, *args: Tensor) -> Outputs:
+        with torch.enable_grad(), reduced(self.precision, args[0].device):
+            outputs = self.function(*args)
+        return tuple(None if output is None else output.detach() for output in outputs)
+
+    def _compile(self, key: tuple[Any, ...], args: Sequence[Tensor]) -> Outputs:
+        if self.num_traces >= MOST_TRACES * max(1, len(self._entries)):
+            raise NotTraceable("what it depends on keeps changing from call to call")
+        self.num_traces += 1
+        facts = Facts(*self.programs)
+        traced = trace(self._eager, args, facts)
+        inputs = [*(arg.detach() for arg in args), *(tensor.detach() for tensor in traced.captured)]
+        with own_random_state():
+            inputs += [draw() for draw in traced.draws]
+        self._entries[key] = _Entry(self._from_graph(traced.graph, inputs), traced, facts)
+        return self._compare(self._entries[key], args)
+
+    def _from_graph(self, graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        shapes = tuple((value.shape, value.stride(), value.dtype, value.device) for value in inputs)
+        key = (self.backend, graph.code, shapes)
+        if key not in _kept:
+            try:
+                with torch.no_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    _kept[key] = self.backend(graph, inputs)
+            except Exception as error:
+                raise NotTraceable(_no_compiler(error)) from error
+            if len(_kept) > MOST_KEPT:
+                _kept.popitem(last=False)
+        _kept.move_to_end(key)
+        return _kept[key]
+
+    def _compare(self, entry: _Entry, args: Sequence[Tensor]) -> Outputs:
+        """Run both forms from one state of everything, and refuse a compiled one that differs."""
+        captured = entry.traced.captured
+        before = [tensor.detach().clone() for tensor in captured]
+        with own_random_state():
+            try:
+                compiled = _run(entry, args)
+            except Exception as error:
+                raise NotTraceable(_no_compiler(error)) from error
+            finally:
+                written = [tensor.detach().clone() for tensor in captured]
+                with torch.no_grad():
+                    for tensor, value in zip(captured, before, strict=True):
+                        tensor.copy_(value)
+        eager = self._eager(*args)
+        if (change := entry.facts.change()) is not None:
+            raise NotTraceable(f"it changes {change} as it runs")
+        pairs = [*zip(compiled, eager, strict=True), *zip(written, captured, strict=True)]
+        for ours, theirs in pairs:
+            if (ours is None) != (theirs is None) or (ours is not None and self._differ(ours, theirs)):
+                raise NotTraceable(
+                    "its compiled form gives other numbers: it may depend on random numbers that are not torch's, or "
+                    "on something that changes from call to call"
+                )
+        return compiled
+
+    def _differ(self, ours: Tensor, theirs: Any) -> bool:
+        ours, theirs = ours.detach(), theirs.detach()
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            return True
+        if not ours.is_floating_point():
+            return not torch.equal(ours, theirs)
+        finite = theirs.isfinite()
+        if not torch.equal(finite, ours.isfinite()):
+            return True
+        if not bool(finite.any()):
+            return False
+        tolerance = REDUCED_TOLERANCE if self.precision != "float32" else TOLERANCE.get(ours.dtype, REDUCED_TOLERANCE)
+        error, scale = (ours - theirs)[finite].abs().max(), theirs[finite].abs().max()
+        return bool(error > tolerance * scale.clamp_min(1e-6))
+
+    def _leave_alone(self, reason: str) -> None:
+        self.reason = reason
+        self._entries.clear()
+        warnings.warn(f"compile: {self.name} runs without being compiled: {reason}.", RuntimeWarning, stacklevel=4)
+
+
+def inductor(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """TorchInductor's form of a graph."""
+    # Imported where it is needed: it takes seconds, and says on every machine without a GPU that there is none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch import _inductor
+
+    # With random numbers of torch's own generators, and without a pool of processes for a few small kernels.
+    options = {"fallback_random": True, "compile_threads": 1}
+    return _inductor.compile(graph, inputs, options=options)  # type: ignore[arg-type, return-value]
+
+
+@torch.no_grad()
+def _run(entry: _Entry, args: Sequence[Tensor]) -> Outputs:
+    traced = entry.traced
+    inputs = [*args, *traced.captured, *[draw() for draw in traced.draws]]
+    outputs = iter(entry.run(*[value.detach() for value in inputs]))
+    return tuple(next(outputs) if here else None for here in traced.present)
+
+
+def _no_compiler(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"TorchInductor cannot compile it here ({type(error).__name__}: {text[0] if text else 'no message'})"
