@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HMC", "Metric", "Point", "StepSize", "evaluate", "noise_dims", "transition"]
+from inference.compiled import Compile, Compiled, Precision, require_precision, worthwhile
 
-# Maps z (C, B, D) to the T terms that a log density is a weighted sum of, (T, C, B).
-Terms = Callable[[Tensor], Tensor]
+__all__ = ["HMC", "Energy", "Metric", "Point", "StepSize", "noise_dims", "transition"]
 
 # Beyond, a trajectory has left the range in which its energy means anything.
 _DIVERGED = 1000.0
@@ -34,6 +34,10 @@ class HMC:
         target_accept: mean acceptance probability that step sizes are adapted to.
         jitter: j, each trajectory's step size is multiplied by a number uniform in [1 - j, 1 + j], so that no
             trajectory keeps returning to where it began.
+        compile: run log densities and forces as compiled code, which gives the same numbers: True, False, or "auto",
+            where there are transitions enough to win back the seconds that compiling takes.
+        precision: of the matrix products that forces are made of, "float32" (that of the model) or "bfloat16".
+            Energies, which decide what is accepted, keep the model's: the density that is sampled is the same.
 
     References:
         Neal (2011), MCMC using Hamiltonian dynamics.
@@ -43,6 +47,8 @@ class HMC:
     num_leapfrog: int = 5
     target_accept: float = 0.65
     jitter: float = 0.2
+    compile: Compile = "auto"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
@@ -52,6 +58,8 @@ class HMC:
             raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.65.")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter: expected a number in [0, 1); got {self.jitter!r}. Try 0.2.")
+        worthwhile(self.compile, 0)
+        require_precision(self.precision)
 
 
 class Point(NamedTuple):
@@ -90,20 +98,73 @@ class Metric(NamedTuple):
         return (self.factor.mT @ g.movedim(0, -1)).movedim(-1, 0)
 
 
-def evaluate(terms: Terms, z: Float[Tensor, "C B D"]) -> Point:
-    """The terms and their gradients at z. A gradient that is not finite is 0: its trajectory is refused anyway.
+class Energy:
+    """A log density in terms, of which it is a weighted sum, and their gradients: all that chains ask of a target.
 
     Args:
-        terms: maps z to (T, C, B). Rows do not depend on each other.
-        z: (C, B, D).
+        terms: maps z (C, B, D), and `inputs`, to (T, C, B). Rows do not depend on each other.
+        programs: models and others that it reaches.
+        inputs: tensors that differ from one use to the next, such as a minibatch: no constants of compiled code.
+        hmc: settings.
+        num_transitions: how many transitions are going to be made.
     """
-    with torch.enable_grad():
+
+    def __init__(
+        self,
+        terms: Callable[..., Tensor],
+        *programs: Any,
+        inputs: tuple[Tensor, ...] = (),
+        hmc: HMC,
+        num_transitions: int,
+    ) -> None:
+        self.inputs = inputs
+        self.is_reduced = hmc.precision != "float32"
+        self._terms = terms
+        compile = worthwhile(hmc.compile, num_transitions * hmc.num_leapfrog)
+        precision = hmc.precision
+        self._point = Compiled(self._terms_and_slopes, *programs, name="the log density of HMC", compile=compile)
+        self._slopes = Compiled(
+            self._slopes_alone, *programs, name="the force of HMC", compile=compile, precision=precision
+        )
+        self._values = Compiled(self._terms_alone, *programs, name="the energy of HMC", compile=compile)
+
+    def at(self, *inputs: Tensor) -> Energy:
+        """The same log density at other inputs."""
+        energy = copy(self)
+        energy.inputs = inputs
+        return energy
+
+    def point(self, z: Float[Tensor, "C B D"]) -> Point:
+        """The terms and their gradients at z. A gradient that is not finite is 0: its trajectory is refused anyway."""
+        if self.is_reduced:
+            return Point(z.detach(), self.values(z), self.slopes(z))
+        values, grads = self._point(z, *self.inputs)
+        return Point(z.detach(), values, grads)  # type: ignore[arg-type]
+
+    def slopes(self, z: Float[Tensor, "C B D"]) -> Float[Tensor, "T C B D"]:
+        """The gradients alone, at the precision of forces."""
+        (grads,) = self._slopes(z, *self.inputs)
+        return grads  # type: ignore[return-value]
+
+    def values(self, z: Float[Tensor, "C B D"]) -> Float[Tensor, "T C B"]:
+        """The terms alone, at full precision."""
+        (values,) = self._values(z, *self.inputs)
+        return values  # type: ignore[return-value]
+
+    def _terms_and_slopes(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
-        values = terms(z)
+        values = self._terms(z, *inputs)
         grads = [
             torch.autograd.grad(value.sum(), z, retain_graph=n + 1 < len(values))[0] for n, value in enumerate(values)
         ]
-    return Point(z.detach(), values.detach(), torch.stack(grads).nan_to_num(0.0, 0.0, 0.0))
+        return values, torch.stack(grads).nan_to_num(0.0, 0.0, 0.0)
+
+    def _slopes_alone(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor]:
+        return (self._terms_and_slopes(z, *inputs)[1],)
+
+    @torch.no_grad()
+    def _terms_alone(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor]:
+        return (self._terms(z, *inputs),)
 
 
 def noise_dims(num_latents: int) -> int:
@@ -112,7 +173,7 @@ def noise_dims(num_latents: int) -> int:
 
 
 def transition(
-    terms: Terms,
+    energy: Energy,
     point: Point,
     weights: Float[Tensor, " T"],
     noise: Float[Tensor, "C B D+2"],
@@ -129,7 +190,7 @@ def transition(
     The trajectory runs in u, z = z_0 + A u, with unit mass: u' = r, r' = A' grad log pi.
 
     Args:
-        terms: the terms f_t of the log density.
+        energy: the terms f_t of the log density.
         point: where the chains are.
         weights: (T,) w.
         noise: (C, B, D + 2) standard normal.
@@ -142,26 +203,29 @@ def transition(
     """
     momentum, jitter, accept = noise.split([noise.shape[-1] - 2, 1, 1], dim=-1)
     size = step_size.unsqueeze(-1) * (1 + hmc.jitter * torch.erf(jitter / math.sqrt(2)))
-    now, r = point, momentum
-    force = _weighted(weights, now.grads)
-    for _ in range(hmc.num_leapfrog):
+    z, r = point.z, momentum
+    force = _weighted(weights, point.grads)
+    for step in range(hmc.num_leapfrog):
         r = r + 0.5 * size * metric.transpose(force)
-        now = evaluate(terms, now.z + size * metric.forward(r))
+        z = z + size * metric.forward(r)
+        last = step + 1 == hmc.num_leapfrog
+        # On the way only forces count; the energy of where it ends decides.
+        now = energy.point(z) if last else Point(z, point.terms, energy.slopes(z))
         force = _weighted(weights, now.grads)
         r = r + 0.5 * size * metric.transpose(force)
     gain = _weighted(weights, now.terms) - _weighted(weights, point.terms)
-    energy = gain + 0.5 * (momentum.square().sum(-1) - r.square().sum(-1))
+    log_ratio = gain + 0.5 * (momentum.square().sum(-1) - r.square().sum(-1))
     # From a start without density anything is better; to an end without one, or past all bounds, nothing goes.
-    energy = torch.where(energy > -_DIVERGED, energy, -math.inf)
+    log_ratio = torch.where(log_ratio > -_DIVERGED, log_ratio, -math.inf)
     # Phi(noise) is uniform; in float32 its logarithm would be -inf from -5.6 on.
-    log_u = torch.special.log_ndtr(accept.squeeze(-1).double()).to(energy)
-    taken = log_u < energy
+    log_u = torch.special.log_ndtr(accept.squeeze(-1).double()).to(log_ratio)
+    taken = log_u < log_ratio
     moved = Point(
         torch.where(taken.unsqueeze(-1), now.z, point.z),
         torch.where(taken, now.terms, point.terms),
         torch.where(taken.unsqueeze(-1), now.grads, point.grads),
     )
-    return moved, energy.clamp_max(0).exp()
+    return moved, log_ratio.clamp_max(0).exp()
 
 
 class StepSize:

@@ -132,12 +132,12 @@ def test_pilot_chains_share_no_draw_with_those_that_count(oracle, start, monkeyp
 
         monkeypatch.setattr(path_module, name, recorded)
     guide = None if start is None else posterior_guide(oracle, x, factor=1.5)
-    (path,) = path_module.paths(model, x, 4, guide, site="z", num_chains=16, seed=0)
+    (path,) = path_module.paths(model, x, 4, guide, site="z", annealing=SHORT, seed=0)
     drawn = []
-    plan = path.plan(SHORT, seed=0)
+    plan = path.plan(seed=0)
     for run in (
-        lambda: path.forward(plan, SHORT, seed=0),
-        lambda: path.backward(torch.zeros(4, 3), plan, SHORT, seed=0),
+        lambda: path.forward(plan, seed=0),
+        lambda: path.backward(torch.zeros(4, 3), plan, seed=0),
     ):
         drawn.append(set(stages))
         stages.clear()

@@ -50,8 +50,8 @@ def chains(monkeypatch):
     made = []
 
     class Spy(mcem.Chains):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
             made.append(self)
 
     monkeypatch.setattr(mcem, "Chains", Spy)

@@ -24,6 +24,7 @@ from inference import (
     scoring,
 )
 from inference.convergence import autocorrelated_ess, nested_rhat
+from inference.hmc import Energy
 from inference.mcmc import sampling
 from pyro_vae.linear import LinearGaussian
 
@@ -90,13 +91,13 @@ def test_record_is_that_of_its_draws():
 
 def test_chains_of_a_superchain_start_together_and_then_part(monkeypatch):
     starts = []
-    original = sampling.evaluate
+    original = Energy.point
 
-    def spy(terms, z):
+    def spy(energy, z):
         starts.append(z)
-        return original(terms, z)
+        return original(energy, z)
 
-    monkeypatch.setattr(sampling, "evaluate", spy)
+    monkeypatch.setattr(Energy, "point", spy)
     oracle = LinearOracle.random(8, 3)
     draws = sample_posterior(linear(oracle).model, torch.tensor(oracle.draw(5)), seed=0, **FEW)
     points = starts[0].unflatten(0, (2, 3))

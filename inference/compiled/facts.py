@@ -203,5 +203,5 @@ def _content(container: Any) -> list[Any]:
     return [*container.keys(), *container.values()] if isinstance(container, dict) else list(container)
 
 
-def _describe(tensor: Tensor) -> tuple[bool, torch.Size, torch.dtype]:
-    return tensor.requires_grad, tensor.shape, tensor.dtype
+def _describe(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.requires_grad, tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -119,6 +119,8 @@ class Compiled:
         """The function's outputs at these arguments."""
         if not self.compile or self.reason is not None or tracing.get():
             return self._eager(*args)
+        # One layout, so that a shape says all.
+        args = tuple(arg.contiguous() for arg in args)
         key = (torch.get_default_dtype(), *[(arg.shape, arg.dtype, arg.device) for arg in args])
         entry = self._entries.get(key)
         if entry is not None and entry.facts.hold():

@@ -104,9 +104,9 @@ def ais(
     guide = near_posterior(model, data, start, site=site, seed=seed) if isinstance(start, Family) else start
     chunks = []
     with frozen(model, guide), seeded(seed):
-        for path in paths(model, data, num_data, guide, site=site, num_chains=annealing.num_chains, seed=seed):
-            plan = path.plan(annealing, seed=seed)
-            chunks.append(path.forward(plan, annealing, seed=seed))
+        for path in paths(model, data, num_data, guide, site=site, annealing=annealing, seed=seed):
+            plan = path.plan(seed=seed)
+            chunks.append(path.forward(plan, seed=seed))
     return as_evidence(chunks, annealing, method=f"AIS from {describe_start(start)}", seed=seed)
 
 

@@ -92,10 +92,10 @@ def bdmc(
     with frozen(model, guide), seeded(seed):
         device = device_of(model)
         origin = None if start is None else guide
-        for path in paths(model, simulated, num_data, origin, site=site, num_chains=annealing.num_chains, seed=seed):
-            plan = path.plan(annealing, seed=seed)
-            forward.append(path.forward(plan, annealing, seed=seed))
-            backward.append(path.backward(latents[path.index].to(device), plan, annealing, seed=seed))
+        for path in paths(model, simulated, num_data, origin, site=site, annealing=annealing, seed=seed):
+            plan = path.plan(seed=seed)
+            forward.append(path.forward(plan, seed=seed))
+            backward.append(path.backward(latents[path.index].to(device), plan, seed=seed))
     method = f"AIS from {describe_start(start)}"
     lower = as_evidence(forward, annealing, method=method, seed=seed)
     upper = _upper(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,7 +17,7 @@ from inference.batches import Data
 from inference.densities import densities, guide_distribution
 from inference.evidence.schedules import Schedule, SigmoidalSchedule
 from inference.families import from_noise, noise_size
-from inference.hmc import HMC, Metric, Point, StepSize, evaluate, noise_dims, transition
+from inference.hmc import HMC, Energy, Metric, Point, StepSize, noise_dims, transition
 from inference.isolation import device_of
 from inference.mcmc.target import Target, normal_of
 from inference.noise import like, normal_noise
@@ -83,11 +84,19 @@ class Path:
         target: the posterior of the datapoints.
         index: (B,) their indices.
         start: r, batch shape (B,), or None: the prior.
+        annealing: how chains run.
     """
 
     target: Target
     index: Int[Tensor, " B"]
     start: Distribution | None
+    annealing: Annealing
+
+    @cached_property
+    def energy(self) -> Energy:
+        """What the chains move in."""
+        hmc, num_transitions = self.annealing.hmc, self.annealing.num_temperatures
+        return Energy(self, self.target.model, hmc=hmc, num_transitions=num_transitions)
 
     def __call__(self, free: Float[Tensor, "C B D"]) -> Float[Tensor, "2 C B"]:
         """Log r and log p(x, z) - log r, the two terms that HMC weighs by 1 and beta."""
@@ -115,13 +124,14 @@ class Path:
         return normal_noise(seed, stage, self.index, shape, step=step, like=like(self.target.x))
 
     @torch.no_grad()
-    def plan(self, annealing: Annealing, *, seed: int) -> Plan:
+    def plan(self, *, seed: int) -> Plan:
         """Step sizes and scales, adapted on pilot chains that run the whole path once."""
+        annealing = self.annealing
         free = self.draw_start(annealing.num_pilot_chains, stage="ais/pilot/start", seed=seed)
         betas = annealing.schedule(annealing.num_temperatures)
         fixed = None if self.start is None else _metric_of(self.start)
         steps = StepSize(free.new_full((len(self.index),), 0.5), target=annealing.hmc.target_accept)
-        point = evaluate(self, free)
+        point = self.energy.point(free)
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
         number = 0
@@ -131,7 +141,7 @@ class Path:
             for repeat in range(20 if t == 1 else -(-LEAST_PILOT // annealing.num_temperatures)):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
                 number += 1
-                point, accept = self._move(point, betas[t], noise, steps.value, metric, annealing.hmc)
+                point, accept = self._move(point, betas[t], noise, steps.value, metric)
                 steps.update(accept, gain=0.5 / (1 + repeat) ** 0.5 if t == 1 else 0.2)
             # Means of few chains, over the last temperatures.
             centre = centre.lerp(point.z.mean(0), 0.1)
@@ -141,26 +151,25 @@ class Path:
         return Plan(betas, torch.stack(step_sizes), metrics)
 
     @torch.no_grad()
-    def forward(self, plan: Plan, annealing: Annealing, *, seed: int) -> tuple[Tensor, Tensor]:
+    def forward(self, plan: Plan, *, seed: int) -> tuple[Tensor, Tensor]:
         """Log weights (C, B) of chains from r to the posterior, and mean acceptance (B,)."""
-        point = evaluate(self, self.draw_start(annealing.num_chains, stage="ais/start", seed=seed))
+        point = self.energy.point(self.draw_start(self.annealing.num_chains, stage="ais/start", seed=seed))
         log_w, accepted = self._weight(plan, 1, point), []
-        for t in range(1, annealing.num_temperatures):
-            point, accept = self._step(point, plan, t, annealing.hmc, stage="ais/forward", seed=seed)
+        for t in range(1, self.annealing.num_temperatures):
+            point, accept = self._step(point, plan, t, stage="ais/forward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t + 1, point)
         return log_w, torch.stack(accepted).mean(0)
 
     @torch.no_grad()
-    def backward(
-        self, z: Float[Tensor, "B D"], plan: Plan, annealing: Annealing, *, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def backward(self, z: Float[Tensor, "B D"], plan: Plan, *, seed: int) -> tuple[Tensor, Tensor]:
         """The same log weights of chains from one exact draw z of each posterior back to r, and mean acceptance."""
         free = self.target.unconstrain(z)
-        point = evaluate(self, free.expand(annealing.num_chains, *free.shape))
-        log_w, accepted = self._weight(plan, annealing.num_temperatures, point), []
-        for t in range(annealing.num_temperatures - 1, 0, -1):
-            point, accept = self._step(point, plan, t, annealing.hmc, stage="ais/backward", seed=seed)
+        num_temperatures = self.annealing.num_temperatures
+        point = self.energy.point(free.expand(self.annealing.num_chains, *free.shape))
+        log_w, accepted = self._weight(plan, num_temperatures, point), []
+        for t in range(num_temperatures - 1, 0, -1):
+            point, accept = self._step(point, plan, t, stage="ais/backward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t, point)
         return log_w, torch.stack(accepted).mean(0)
@@ -168,17 +177,18 @@ class Path:
     def _weight(self, plan: Plan, t: int, point: Point) -> Float[Tensor, "C B"]:
         return (plan.betas[t] - plan.betas[t - 1]) * point.terms[1].double()
 
-    def _step(self, point: Point, plan: Plan, t: int, hmc: HMC, *, stage: str, seed: int) -> tuple[Point, Tensor]:
+    def _step(self, point: Point, plan: Plan, t: int, *, stage: str, seed: int) -> tuple[Point, Tensor]:
         num_chains, _, num_latents = point.z.shape
         noise = self.noise(num_chains, num_latents, stage=stage, step=t, seed=seed)
-        return self._move(point, plan.betas[t], noise, plan.step_sizes[t], plan.metrics[t], hmc)
+        return self._move(point, plan.betas[t], noise, plan.step_sizes[t], plan.metrics[t])
 
     def _move(
-        self, point: Point, beta: Tensor, noise: Tensor, step_size: Tensor, metric: Metric, hmc: HMC
+        self, point: Point, beta: Tensor, noise: Tensor, step_size: Tensor, metric: Metric
     ) -> tuple[Point, Tensor]:
         weights = torch.stack([torch.ones_like(beta), beta]).to(point.z.device)
         with pyro.validation_enabled(is_validate=False):
-            return transition(self, point, weights, noise, step_size=step_size, metric=metric, hmc=hmc)
+            hmc = self.annealing.hmc
+            return transition(self.energy, point, weights, noise, step_size=step_size, metric=metric, hmc=hmc)
 
 
 def paths(
@@ -188,11 +198,11 @@ def paths(
     start: Callable[..., Any] | None,
     *,
     site: str,
-    num_chains: int,
+    annealing: Annealing,
     seed: int,
 ) -> Iterator[Path]:
     """The paths of all datapoints, chunk by chunk, after a look at whether the program keeps its contract."""
-    for index, x in read_chunks(model, data, num_data, num_chains, device=device_of(model, start)):
+    for index, x in read_chunks(model, data, num_data, annealing.num_chains, device=device_of(model, start)):
         q = None
         with torch.no_grad():
             target = Target.of(model, x, site)
@@ -203,7 +213,7 @@ def paths(
                 _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
                 require_sound(model, start, q, x, site=site)
                 _require_density(q)
-        yield Path(target, index, q)
+        yield Path(target, index, q, annealing)
 
 
 def _require_density(q: Distribution) -> None:

@@ -17,7 +17,7 @@ from inference.compiled import worthwhile
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
-from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transition
+from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
@@ -38,13 +38,17 @@ class Chains:
         site: name of the latent site.
         hmc: settings of a transition.
         u: (C, N, D) where the chains start, in R^D.
+        num_transitions: how many each chain is going to make.
     """
 
-    def __init__(self, model: Callable[..., Any], site: str, hmc: HMC, u: Float[Tensor, "C N D"]) -> None:
+    def __init__(
+        self, model: Callable[..., Any], site: str, hmc: HMC, u: Float[Tensor, "C N D"], *, num_transitions: int
+    ) -> None:
         self.model = model
         self.site = site
         self.hmc = hmc
         self.u = u
+        self.energy = Energy(self._terms, model, hmc=hmc, num_transitions=num_transitions)
         self.step_size = u.new_full((u.shape[1],), u.shape[2] ** -0.25)
         self.age = torch.zeros(u.shape[1], dtype=torch.long, device=u.device)
 
@@ -60,18 +64,23 @@ class Chains:
         shape = (*u.shape[:2], noise_dims(u.shape[2]))
         with torch.no_grad():
             target = Target.of(self.model, x, self.site)
+        self._onto = target.onto
         # A trajectory may leave what the model's distributions accept; it is refused then.
         with pyro.validation_enabled(is_validate=False):
             # The model has moved since the last visit, and log p(x, z) with it.
-            point = evaluate(target, u)
+            energy = self.energy.at(x)
+            point = energy.point(u)
             for _ in range(num_steps):
                 noise = torch.randn(shape, dtype=u.dtype, device=u.device)
-                point, accept = transition(target, point, one, noise, step_size=size.value, metric=metric, hmc=self.hmc)
+                point, accept = transition(energy, point, one, noise, step_size=size.value, metric=metric, hmc=self.hmc)
                 self.age[index] += 1
                 size.update(accept, gain=self.age[index].to(accept) ** -0.6)
         self.u[:, index] = point.z
         self.step_size[index] = size.value
         return target.constrain(point.z)[0]
+
+    def _terms(self, u: Tensor, x: Tensor) -> Tensor:
+        return Target(model=self.model, x=x, site=self.site, onto=self._onto)(u)
 
 
 class JointLoss(Objective):
@@ -187,7 +196,8 @@ def fit_mcem(
                     model, validation_family, validation, training, site=site, device=device, seed=seed
                 )
                 held_out = HeldOut(rows, validation, model, device=device, seed=seed)
-        chains = Chains(model, site, hmc, u)
+        num_visits = training.num_steps(num_data)
+        chains = Chains(model, site, hmc, u, num_transitions=num_visits * training.local_steps)
         objective = JointLoss(model, site)
 
         def values(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +209,7 @@ def fit_mcem(
             values,
             leaves.values(),
             model,
-            compile=worthwhile(training.compile, training.num_steps(num_data)),
+            compile=worthwhile(training.compile, num_visits),
             precision=training.precision,
         )
 

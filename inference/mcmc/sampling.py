@@ -16,7 +16,7 @@ from inference.batches import Data, require_fixed
 from inference.convergence import autocorrelated_ess, nested_rhat
 from inference.densities import guide_distribution
 from inference.given import Given, describe_one, one_draw
-from inference.hmc import HMC, Metric, StepSize, evaluate, noise_dims, transition
+from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
 from inference.isolation import device_of, frozen
 from inference.mcmc.target import Target, normal_of
 from inference.noise import normal_noise, resolve_seed, seeded
@@ -196,7 +196,8 @@ def _sample(
     u = start.points.repeat_interleave(chains_per_superchain, dim=0)
     one = u.new_ones(1)
     shape = (len(u), noise_dims(num_latents))
-    point = evaluate(target, u)
+    energy = Energy(target, target.model, hmc=hmc, num_transitions=num_warmup + num_draws)
+    point = energy.point(u)
 
     metric = Metric(start.scale)
     step = _first_step(start.scale, hmc)
@@ -204,7 +205,7 @@ def _sample(
     begin, window = 0, []
     for t in range(num_warmup):
         noise = normal_noise(seed, "sample_posterior/warmup", index, shape, step=t, like=u)
-        point, accept = transition(target, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
+        point, accept = transition(energy, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
         if t < ends[-1]:
             # While chains are on their way no superchain may be left behind by steps that suit the others.
             accept = accept.unflatten(0, (num_superchains, -1)).mean(1).amin(0, keepdim=True)
@@ -219,7 +220,7 @@ def _sample(
     z, log_joint, accepts = [], [], []
     for t in range(num_draws):
         noise = normal_noise(seed, "sample_posterior/draws", index, shape, step=t, like=u)
-        point, accept = transition(target, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
+        point, accept = transition(energy, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
         draw, log_slope = target.constrain(point.z)
         z.append(draw)
         log_joint.append(point.terms[0] - log_slope)
