@@ -102,7 +102,7 @@ class Energy:
     """A log density in terms, of which it is a weighted sum, and their gradients: all that chains ask of a target.
 
     Args:
-        terms: maps z (C, B, D), and `inputs`, to (T, C, B). Rows do not depend on each other.
+        terms: maps z (C, B, D), and `inputs`, to T terms, each (C, B). Rows do not depend on each other.
         programs: models and others that it reaches.
         inputs: tensors that differ from one use to the next, such as a minibatch: no constants of compiled code.
         hmc: settings.
@@ -111,7 +111,7 @@ class Energy:
 
     def __init__(
         self,
-        terms: Callable[..., Tensor],
+        terms: Callable[..., tuple[Tensor, ...]],
         *programs: Any,
         inputs: tuple[Tensor, ...] = (),
         hmc: HMC,
@@ -154,17 +154,18 @@ class Energy:
     def _terms_and_slopes(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         values = self._terms(z, *inputs)
+        # Of each by itself: through their stack every gradient would take the way of all.
         grads = [
             torch.autograd.grad(value.sum(), z, retain_graph=n + 1 < len(values))[0] for n, value in enumerate(values)
         ]
-        return values, torch.stack(grads).nan_to_num(0.0, 0.0, 0.0)
+        return torch.stack(values), torch.stack(grads).nan_to_num(0.0, 0.0, 0.0)
 
     def _slopes_alone(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor]:
         return (self._terms_and_slopes(z, *inputs)[1],)
 
     @torch.no_grad()
     def _terms_alone(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor]:
-        return (self._terms(z, *inputs),)
+        return (torch.stack(self._terms(z, *inputs)),)
 
 
 def noise_dims(num_latents: int) -> int:

@@ -98,15 +98,15 @@ class Path:
         hmc, num_transitions = self.annealing.hmc, self.annealing.num_temperatures
         return Energy(self, self.target.model, hmc=hmc, num_transitions=num_transitions)
 
-    def __call__(self, free: Float[Tensor, "C B D"]) -> Float[Tensor, "2 C B"]:
+    def __call__(self, free: Float[Tensor, "C B D"]) -> tuple[Float[Tensor, "C B"], Float[Tensor, "C B"]]:
         """Log r and log p(x, z) - log r, the two terms that HMC weighs by 1 and beta."""
         target = self.target
         z, log_slope = target.constrain(free)
         terms = densities(target.model, target.x, z, site=target.site)
         if self.start is None:
-            return torch.stack([terms.log_prior + log_slope, terms.log_likelihood])
+            return terms.log_prior + log_slope, terms.log_likelihood
         log_r = self.start.log_prob(z)
-        return torch.stack([log_r + log_slope, terms.log_joint - log_r])
+        return log_r + log_slope, terms.log_joint - log_r
 
     def draw_start(self, num_chains: int, *, stage: str, seed: int) -> Float[Tensor, "C B D"]:
         """Draws of r."""

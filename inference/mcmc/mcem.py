@@ -79,7 +79,7 @@ class Chains:
         self.step_size[index] = size.value
         return target.constrain(point.z)[0]
 
-    def _terms(self, u: Tensor, x: Tensor) -> Tensor:
+    def _terms(self, u: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         return Target(model=self.model, x=x, site=self.site, onto=self._onto)(u)
 
 

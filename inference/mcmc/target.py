@@ -41,10 +41,10 @@ class Target:
         """The posterior at these datapoints; T is read off the model's prior."""
         return cls(model=model, x=x, site=site, onto=bijection(latent_prior(model, x[:4], site=site).support))
 
-    def __call__(self, u: Float[Tensor, "C B D"]) -> Float[Tensor, "1 C B"]:
+    def __call__(self, u: Float[Tensor, "C B D"]) -> tuple[Float[Tensor, "C B"]]:
         """The one term f that an HMC transition asks for."""
         z, log_slope = self.constrain(u)
-        return (densities(self.model, self.x, z, site=self.site).log_joint + log_slope).unsqueeze(0)
+        return (densities(self.model, self.x, z, site=self.site).log_joint + log_slope,)
 
     def constrain(self, u: Float[Tensor, "C B D"]) -> tuple[Float[Tensor, "C B E"], Float[Tensor, "C B"]]:
         """T u and the logarithm of its Jacobian."""
