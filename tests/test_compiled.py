@@ -79,7 +79,9 @@ def steps_of(vae, x, loss):
     """The step of a loss at a model and guide."""
     leaves = list(trainable(vae.model, vae.guide, x=x).values())
     amortized = isinstance(loss, Trace_ELBO)
-    objective = (AmortizedELBO(vae.model, vae.guide, loss, leaves) if amortized else AmortizedLoss(vae.model, vae.guide, loss))
+    objective = (
+        AmortizedELBO(vae.model, vae.guide, loss, leaves) if amortized else AmortizedLoss(vae.model, vae.guide, loss)
+    )
 
     def values(x):
         value = objective(x)

@@ -2,5 +2,6 @@
 
 from inference.compiled.function import Compile, Compiled, inductor, worthwhile
 from inference.compiled.precision import Precision, reduced, require_precision
+from inference.compiled.tracing import tracing
 
-__all__ = ["Compile", "Compiled", "Precision", "inductor", "reduced", "require_precision", "worthwhile"]
+__all__ = ["Compile", "Compiled", "Precision", "inductor", "reduced", "require_precision", "tracing", "worthwhile"]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from inference.compiled import tracing
 from inference.families.family import Family, LocationScale
 from inference.families.reading import family_of
 
@@ -77,7 +78,8 @@ class Pushed(dist.TransformedDistribution):  # type: ignore[name-defined, misc]
         if self._drawn is not None and self._drawn[1] is value:
             x, _ = self._drawn
             z, log_det = self._push(x)
-            if torch.equal(z, value):
+            # While a trace is made, values are not known; and nothing changes them between a draw and its density.
+            if tracing.get() or torch.equal(z, value):
                 return self.base_dist.log_prob(x) - log_det
         x, log_det = self._pull(value)
         return self.base_dist.log_prob(x) - log_det
