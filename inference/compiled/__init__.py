@@ -2,6 +2,16 @@
 
 from inference.compiled.function import Compile, Compiled, inductor, worthwhile
 from inference.compiled.precision import Precision, reduced, require_precision
-from inference.compiled.tracing import tracing
+from inference.compiled.tracing import NotTraceable, tracing
 
-__all__ = ["Compile", "Compiled", "Precision", "inductor", "reduced", "require_precision", "tracing", "worthwhile"]
+__all__ = [
+    "Compile",
+    "Compiled",
+    "NotTraceable",
+    "Precision",
+    "inductor",
+    "reduced",
+    "require_precision",
+    "tracing",
+    "worthwhile",
+]

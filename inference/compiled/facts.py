@@ -92,6 +92,10 @@ class Facts:
                 return where
         return None
 
+    def tensors(self) -> list[Tensor]:
+        """Parameters, buffers and other tensors."""
+        return [tensor for tensor, _ in self._tensors]
+
     def restore(self) -> list[_Entry]:
         """Put back the tensors, and what holds tensors, that a run has left elsewhere; returns what stood there before.
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -94,15 +94,21 @@ def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
         NotTraceable: what the function does depends on values, or changes something besides tensors.
     """
     store = set(pyro.get_param_store().keys())
+    # Some writing in place, such as counting batches, is done all the same.
+    buffers = [(tensor, tensor.detach().clone()) for tensor in facts.tensors() if not isinstance(tensor, nn.Parameter)]
     token = tracing.set(True)
     try:
         with _pyro_on_tensors_without_values(), pyro.validation_enabled(is_validate=False):
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+    except NotTraceable:
+        facts.restore()
+        raise
     except Exception as error:
         facts.restore()
         raise NotTraceable(_reason(error)) from error
     finally:
         tracing.reset(token)
+        _write(buffers)
     remembered = facts.restore()
     if (change := facts.change()) is not None:
         raise NotTraceable(f"it changes {change} as it runs")
@@ -129,15 +135,25 @@ def _pyro_on_tensors_without_values() -> Iterator[None]:
     with ExitStack() as stack:
         for name in names:
             module = importlib.import_module(name)
-            for attribute, replacement in (("torch_item", _itself), ("warn_if_nan", _itself)):
+            for attribute, replacement in (("torch_item", _detached), ("warn_if_nan", _nothing)):
                 if hasattr(module, attribute):
                     stack.callback(setattr, module, attribute, getattr(module, attribute))
                     setattr(module, attribute, replacement)
         yield
 
 
-def _itself(value: Any, *_: Any, **__: Any) -> Any:
-    return value
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+@torch.no_grad()
+def _write(values: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        tensor.copy_(value)
 
 
 def _present_outputs(graph: GraphModule) -> list[bool]:

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from inference.compiled import Compiled, Precision
+from inference.compiled import Compiled, NotTraceable, Precision, tracing
 from inference.densities import densities, guide_distribution
 from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
@@ -113,6 +113,8 @@ class AmortizedELBO(Objective):
         return self._loss_and_grads(model, guide, x)
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
+        if tracing.get():
+            raise NotTraceable(f"{type(self.loss).__name__} takes its gradients itself")
         # Its backward pass reaches every parameter of model and guide, trained or not.
         reached = [*self._leaves, *(weight for module in modules_of(model, guide) for weight in module.parameters())]
         reached += [value for _, value in pyro.get_param_store().named_parameters()]
