@@ -1,0 +1,121 @@
+"""How fast is it? Training, the E-step and annealed importance sampling, side by side with other ways to the same end.
+
+`python benchmarks/speed.py --out FOLDER` measures everything in one run, the methods in turns, on real MNIST and
+Fashion-MNIST, and writes `FOLDER/record.json` (medians, best, ratios, targets, machine) and `FOLDER/speed.png`;
+`--only` chooses parts. Data, fitted models and reference optima are kept in `FOLDER/kept` (`--cache`); nothing that was
+timed is.
+
+* Training: milliseconds a step of `fit_svi` end to end, of Pyro's `SVI`, of plain PyTorch, of `torch.compile`, and,
+  given interpreters that have them, of NumPyro (`--numpyro-python`) and pythae (`--pythae-python`); beside the matrix
+  products of a step alone, which nothing can undercut. Each method has a process of its own, which is idle until it is
+  asked for its next block of steps.
+* E-step: seconds until 1000 held-out images are within 0.05 and 0.01 nat of their best mean-field q.
+* Annealing: leapfrog steps a second, and seconds until the bounds of bidirectional Monte Carlo are 0.5 nat apart.
+
+A fixed matrix product is timed between rounds; where it was often slow, another process disturbed the run, and the
+record says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from records import provenance, write
+from studies.common import one_line_errors, say
+from timing.images import images, slices, trained, training_file
+from timing.leapfrogs import rates
+from timing.machine import Probe, facts, load_average
+from timing.overhead import fixed_overhead
+from timing.picture import draw
+from timing.race import race
+from timing.sizes import FULL, TINY, Sizes
+from timing.targets import as_records, targets, text_of, training_text
+from timing.training import cells, methods, table
+from timing.widths import until_close
+
+PARTS = ("training", "estep", "ais")
+
+
+def measure_training(
+    sizes: Sizes, cache: Path, log: Path, probe: Probe, *, numpyro: str | None, pythae: str | None
+) -> dict[str, Any]:
+    """The table on the CPU, the fixed cost of a step, and the table on a GPU where there is one."""
+    chosen = methods(sizes, numpyro=numpyro, pythae=pythae)
+    file = training_file(sizes.datasets[0], cache)
+    record = table(chosen, cells(sizes, file, device="cpu"), log=log, probe=probe)
+    small = slices(file, sizes.tiny[0])
+    record["fixed_overhead"] = fixed_overhead(chosen, sizes, small, log=log, probe=probe)
+    record["gpu"] = "none"
+    if torch.cuda.is_available():
+        # NumPyro's interpreter has the CPU's jax.
+        own = {name: method for name, method in chosen.items() if method.module != "numpyro_scan"}
+        record["gpu"] = table(own, cells(sizes, file, device="cuda"), log=log, probe=probe)
+    return record
+
+
+def run(
+    sizes: Sizes, parts: list[str], out: Path, cache: Path, *, numpyro: str | None, pythae: str | None
+) -> dict[str, Any]:
+    """Measure the parts asked for."""
+    for folder in (out, cache):
+        folder.mkdir(parents=True, exist_ok=True)
+    began, before, probe = time.perf_counter(), load_average(), Probe()
+    record: dict[str, Any] = {"seconds_by_part": {}}
+    for part in parts:
+        started = time.perf_counter()
+        if part == "training":
+            log = out / "workers.log"
+            record[part] = measure_training(sizes, cache, log, probe, numpyro=numpyro, pythae=pythae)
+        elif part == "estep":
+            record[part] = {name: race(name, sizes, cache, probe) for name in sizes.datasets}
+        else:
+            vae = trained(sizes.datasets[0], sizes, cache)
+            x = images(sizes.datasets[0], cache)["test"].float()
+            record[part] = {"leapfrogs": rates(vae, x, sizes, probe), "widths": until_close(vae, x, sizes, probe)}
+        record["seconds_by_part"][part] = time.perf_counter() - started
+    return {
+        "benchmark": "speed",
+        "sizes": sizes.describe(),
+        "machine": facts(),
+        "load_average": {"before": before, "after": load_average()},
+        "disturbance": probe.summary(),
+        **record,
+        "targets": as_records(targets(record)),
+        "seconds_of_this_run": time.perf_counter() - began,
+        **provenance(),
+    }
+
+
+def main() -> None:
+    """Run the benchmark and write its record and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--cache", type=Path, help="folder of data and fitted models (default: OUT/kept)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--numpyro-python", help="an interpreter with numpyro and jax; without it NumPyro is left out")
+    parser.add_argument("--pythae-python", help="an interpreter with pythae; without it pythae is left out")
+    parser.add_argument("--dry-run", action="store_true", help="a tiny size, nothing compiled: does it run?")
+    arguments = parser.parse_args()
+    sizes = TINY if arguments.dry_run else FULL
+    cache = arguments.cache or arguments.out / "kept"
+    interpreters = {"numpyro": arguments.numpyro_python, "pythae": arguments.pythae_python}
+    record = run(sizes, arguments.only, arguments.out, cache, **interpreters)
+    draw(record, arguments.out / "speed.png")
+    write({"dry_run": arguments.dry_run, **record}, arguments.out / "record.json")
+    found = targets(record)
+    say("\n".join([training_text(record), "", text_of(found)]))
+    noise = record["disturbance"]
+    word = "DISTURBED by another process" if noise["disturbed"] else "quiet"
+    say(
+        f"machine: {word}; a fixed product took {noise['ms_median']:.2f} ms (best {noise['ms_best']:.2f}, worst "
+        f"{noise['ms_worst']:.2f}), much longer than its best in {noise['disturbed_rounds']} of {noise['rounds']} "
+        "rounds"
+    )
+
+
+if __name__ == "__main__":
+    one_line_errors(main)

@@ -1,0 +1,149 @@
+"""Leapfrog steps a second of annealed chains: this library's, and those of the 2018 code."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from studies.common import say
+from torch import Tensor, nn
+
+from inference.evidence.path import Annealing, Path, Plan, paths
+from inference.evidence.schedules import SigmoidalSchedule
+from inference.hmc import HMC
+from inference.isolation import frozen
+from pyro_vae import VAE
+from timing.machine import Probe
+from timing.rounds import alternate, ratio
+from timing.sizes import Sizes
+
+OURS, OURS_BF16, SLOW = "ais float32", "ais bf16 forces", "code of 2018"
+# Steps of a trajectory, for all: the 2018 code's.
+NUM_LEAPFROG = 10
+
+
+def hmc_of(**wanted: Any) -> HMC | None:
+    """The settings that `HMC` has; None where a precision is asked for that it does not offer."""
+    known = {entry.name for entry in dataclasses.fields(HMC)}
+    if wanted.get("precision", "float32") != "float32" and "precision" not in known:
+        return None
+    return HMC(**{name: value for name, value in wanted.items() if name in known})
+
+
+def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chains: int, betas: Tensor) -> Tensor:
+    """Annealed chains as the 2018 code runs them, written anew from its description.
+
+    Eager, from the prior; the gradient taken at both ends of every trajectory, both energies computed once more, the
+    decoder's weights part of the graph, densities by distribution objects that check their arguments; the step size of
+    each chain nudged by 2 % after every acceptance or refusal.
+
+    Args:
+        decoder: to logits; its parameters require gradients.
+        x: (N, P) zeros and ones.
+        num_latents: D.
+        num_chains: C.
+        betas: (T + 1,) inverse temperatures.
+
+    Returns:
+        (C N,) log weights.
+    """
+    x = x.repeat(num_chains, 1)
+    standard = torch.distributions.Normal(torch.zeros(num_latents), torch.ones(num_latents), validate_args=True)
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        return torch.distributions.Bernoulli(logits=decoder(z), validate_args=True).log_prob(x).sum(1)
+
+    def energy(z: Tensor, beta: Tensor) -> Tensor:
+        return -(beta * log_likelihood(z) + standard.log_prob(z).sum(1))
+
+    def slope(z: Tensor, beta: Tensor) -> Tensor:
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(energy(z, beta).sum(), z)[0]
+
+    z = standard.sample(torch.Size((len(x),)))
+    size, accepted = torch.full((len(x), 1), 0.1), torch.zeros(len(x), 1)
+    log_w = torch.zeros(len(x))
+    for number, (before, beta) in enumerate(zip(betas, betas[1:], strict=False), start=1):
+        with torch.no_grad():
+            log_w = log_w + (beta - before) * log_likelihood(z)
+        momentum = standard.sample(torch.Size((len(x),)))
+        moved, r = z, momentum - 0.5 * size * slope(z, beta)
+        for step in range(NUM_LEAPFROG):
+            moved = moved + size * r
+            r = r - (1.0 if step + 1 < NUM_LEAPFROG else 0.5) * size * slope(moved, beta)
+        old = energy(z, beta).detach() + 0.5 * momentum.square().sum(1)
+        new = energy(moved, beta).detach() + 0.5 * r.square().sum(1)
+        taken = ((old - new).exp() > torch.rand(len(x))).unsqueeze(1)
+        z = torch.where(taken, moved, z)
+        accepted = accepted + taken
+        size = (size * torch.where(accepted / number > 0.65, 1.02, 0.98)).clamp(1e-4, 0.5)
+    return log_w
+
+
+def only_path(vae: VAE, x: Tensor, annealing: Annealing, *, seed: int) -> tuple[Path, Plan]:
+    """The path of these datapoints from the prior, and its plan, which the weighted chains follow."""
+    (path,) = paths(vae.model, x, len(x), None, site="z", num_chains=annealing.num_chains, seed=seed)
+    return path, path.plan(annealing, seed=seed)
+
+
+def rates(vae: VAE, x: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
+    """Rows a second, a row being one leapfrog step of one chain at one datapoint."""
+    x = x[: sizes.num_data]
+    shared: dict[str, Any] = {"num_leapfrog": NUM_LEAPFROG, "compile": sizes.compile}
+    kernels = {OURS: hmc_of(**shared), OURS_BF16: hmc_of(**shared, precision="bfloat16")}
+    blocks: dict[str, Callable[[], float]] = {}
+    num_rows = {}
+    for name, hmc in kernels.items():
+        if hmc is None:
+            continue
+        annealing = Annealing(num_temperatures=sizes.rate_temperatures, num_chains=sizes.num_chains, hmc=hmc)
+        with frozen(vae.model):
+            path, plan = only_path(vae, x, annealing, seed=0)
+            path.forward(plan, annealing, seed=0)
+
+        def forward(path: Path = path, plan: Plan = plan, annealing: Annealing = annealing) -> float:
+            with frozen(vae.model):
+                began = time.perf_counter()
+                path.forward(plan, annealing, seed=0)
+                return time.perf_counter() - began
+
+        blocks[name] = forward
+        # Between T temperatures lie T - 1 transitions.
+        num_rows[name] = (sizes.rate_temperatures - 1) * NUM_LEAPFROG * sizes.num_chains * len(x)
+    decoder = vae.decoder
+    betas = SigmoidalSchedule()(sizes.rate_temperatures - 1).float()
+
+    def slow() -> float:
+        for weight in decoder.parameters():
+            weight.requires_grad_()
+        began = time.perf_counter()
+        chains_of_2018(decoder, x, sizes.num_latents, num_chains=sizes.num_chains, betas=betas)
+        seconds = time.perf_counter() - began
+        decoder.requires_grad_(requires_grad=False)
+        return seconds
+
+    blocks[SLOW] = slow
+    num_rows[SLOW] = (sizes.rate_temperatures - 1) * NUM_LEAPFROG * sizes.num_chains * len(x)
+    slow()
+    seconds = alternate(blocks, sizes.rate_rounds, probe)
+    # Seconds a million rows, so that lower is better, as everywhere.
+    found = {
+        name: {
+            "median": sorted(times)[len(times) // 2] * 1e6 / num_rows[name],
+            "best": min(times) * 1e6 / num_rows[name],
+            "rounds": len(times),
+        }
+        for name, times in seconds.items()
+    }
+    rows = {name: 1e6 / one["median"] for name, one in found.items()}
+    say("AIS, leapfrog rows a second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rows.items()))
+    return {
+        "rows_at_once": sizes.num_chains * len(x),
+        "num_leapfrog": NUM_LEAPFROG,
+        "seconds_a_million_rows": found,
+        "rows_a_second": rows,
+        "ratio_to_2018": {name: ratio(found[SLOW], one) for name, one in found.items() if name != SLOW},
+    }

@@ -1,0 +1,110 @@
+"""How much the benchmark measures: at full size, and at a tiny one that only shows that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What is measured, and how often.
+
+    Attributes:
+        datasets: of the E-step race; the first trains the table and the annealed model too.
+        architectures: widths P, hidden, D of the training table; the encoder is P to D, the decoder mirrors it.
+        steps: by batch size, the steps of a timing block and how many rounds of blocks there are.
+        tiny: widths of the net at which fixed costs are all there is.
+        tiny_steps: steps of its blocks.
+        tiny_rounds: rounds of them.
+        hidden: hidden widths of the model of the E-step race and of annealing.
+        num_latents: its D.
+        epochs: that it is trained for.
+        num_train: images it is trained on at most.
+        num_images: held-out images of the race.
+        num_tune: training images that the rival's step size is chosen on.
+        rates: step sizes that are tried.
+        thresholds: nats, mean gap to the reference optimum.
+        adam_steps: the rival's budgets, ascending.
+        num_score_draws: draws, in antithetic pairs, that score a result.
+        race_rounds: rounds of the race, in each of which every method runs once a threshold.
+        slow_cap: seconds that the slow dynamics may take, a data set each.
+        longer: how many times longer the two runs behind the reference optimum are.
+        num_data: simulated datapoints of the annealing part.
+        num_chains: chains of each.
+        rate_temperatures: temperatures of a timing block of leapfrogs.
+        rate_rounds: rounds of them.
+        width: nats, the mean width of the two bounds that is to be reached.
+        temperatures: by start, numbers of temperatures that are tried, ascending.
+        width_rounds: rounds of the runs that reach it.
+        backend: of `torch.compile`; "inductor" but where only the way there is tried.
+        compile: of this library's settings.
+    """
+
+    datasets: tuple[str, ...] = ("mnist", "fashion-mnist")
+    architectures: tuple[tuple[int, ...], ...] = ((784, 400, 20), (784, 200, 200, 50))
+    steps: tuple[tuple[int, int, int], ...] = ((1, 150, 7), (16, 100, 7), (128, 50, 15), (1024, 10, 7))
+    tiny: tuple[int, ...] = (4, 2, 1)
+    tiny_steps: int = 150
+    tiny_rounds: int = 7
+    hidden: tuple[int, ...] = (200, 200)
+    num_latents: int = 50
+    epochs: int = 10
+    num_train: int = 50000
+    num_images: int = 1000
+    num_tune: int = 256
+    rates: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08)
+    thresholds: tuple[float, ...] = (0.05, 0.01)
+    adam_steps: tuple[int, ...] = (50, 100, 200, 400, 800, 1600)
+    num_score_draws: int = 128
+    race_rounds: int = 3
+    slow_cap: float = 90.0
+    longer: int = 10
+    num_data: int = 64
+    num_chains: int = 16
+    rate_temperatures: int = 30
+    rate_rounds: int = 5
+    width: float = 0.5
+    temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("q*", (2, 4, 8, 16, 32, 64, 128)),
+        ("prior", (100, 150, 225, 340, 500, 750, 1100)),
+    )
+    width_rounds: int = 2
+    backend: str = "inductor"
+    compile: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, for a record."""
+        return asdict(self)
+
+
+FULL = Sizes()
+
+# Bundled images, two steps of everything, and no compiler.
+TINY = Sizes(
+    datasets=("digits",),
+    architectures=((64, 16, 4),),
+    steps=((1, 3, 2), (128, 2, 2)),
+    tiny_steps=3,
+    tiny_rounds=2,
+    hidden=(16,),
+    num_latents=4,
+    epochs=2,
+    num_train=600,
+    num_images=20,
+    num_tune=20,
+    rates=(0.02, 0.08),
+    adam_steps=(4, 16, 64),
+    num_score_draws=32,
+    race_rounds=1,
+    slow_cap=2.0,
+    longer=2,
+    num_data=8,
+    num_chains=4,
+    rate_temperatures=4,
+    rate_rounds=1,
+    temperatures=(("q*", (2, 8)), ("prior", (4, 32))),
+    width_rounds=1,
+    backend="aot_eager",
+    compile=False,
+)

@@ -1,0 +1,90 @@
+"""Seconds of annealed importance sampling until the two bounds on log p(x) are close, from q* and from the prior."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from studies.common import say
+from torch import Tensor
+
+from inference import Annealing, MeanField, simulate
+from inference.evidence.annealing import as_evidence, near_posterior
+from inference.evidence.path import paths
+from inference.guides import Local
+from inference.isolation import frozen
+from inference.noise import seeded
+from inference.results.summary import summarise
+from pyro_vae import VAE
+from timing.leapfrogs import hmc_of
+from timing.machine import Probe
+from timing.rounds import alternate, ratio, summary
+from timing.sizes import Sizes
+
+
+def start_of(vae: VAE, x: Tensor, start: str, num_latents: int, *, seed: int) -> Local | None:
+    """Where chains start: near the best mean-field q of each datapoint, which is searched for here, or the prior."""
+    return near_posterior(vae.model, x, MeanField(num_latents), site="z", seed=seed) if start == "q*" else None
+
+
+def anneal(
+    vae: VAE, z: Tensor, x: Tensor, annealing: Annealing, start: str, *, backward: bool, seed: int
+) -> tuple[float, dict[str, float] | None]:
+    """Seconds of what `inference.ais` does, and, where asked for, the width of the bounds as `inference.bdmc` has it.
+
+    The backward chains, which exist for simulated data alone, are not in the seconds.
+    """
+    lower, upper = [], []
+    began = time.perf_counter()
+    origin = start_of(vae, x, start, z.shape[1], seed=seed)
+    seconds = time.perf_counter() - began
+    with frozen(vae.model), seeded(seed):
+        began = time.perf_counter()
+        for path in paths(vae.model, x, len(x), origin, site="z", num_chains=annealing.num_chains, seed=seed):
+            plan = path.plan(annealing, seed=seed)
+            lower.append(path.forward(plan, annealing, seed=seed))
+            seconds += time.perf_counter() - began
+            if backward:
+                upper.append(path.backward(z[path.index], plan, annealing, seed=seed))
+            began = time.perf_counter()
+    if not backward:
+        return seconds, None
+    below = as_evidence(lower, annealing, method="", seed=seed)
+    above = as_evidence([(-log_w, accept) for log_w, accept in upper], annealing, method="", seed=seed)
+    return seconds, summarise(-above.value - below.value, above.se.hypot(below.se))
+
+
+def until_close(vae: VAE, data: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
+    """The first number of temperatures at which the mean width is small enough, and the seconds it takes, by start.
+
+    Both starts have the same transitions and the sigmoidal schedule of Wu et al. (2017).
+    """
+    z, x = simulate(vae.model, data, num_data=sizes.num_data, seed=0)
+    hmc = hmc_of(compile=sizes.compile)
+    assert hmc is not None  # noqa: S101 (no precision was asked for)
+    ladders: dict[str, list[dict[str, Any]]] = {}
+    blocks: dict[str, Callable[[], float]] = {}
+    for start, temperatures in sizes.temperatures:
+        ladders[start] = []
+        for number in temperatures:
+            annealing = Annealing(num_temperatures=number, num_chains=sizes.num_chains, hmc=hmc)
+            seconds, width = anneal(vae, z, x, annealing, start, backward=True, seed=0)
+            assert width is not None  # noqa: S101 (it was asked for)
+            ladders[start].append({"temperatures": number, "seconds": seconds, "width": width})
+            say(f"AIS from the {start}, {number} temperatures: width {width['mean']:.2f}, {seconds:.1f} s")
+            if width["mean"] < sizes.width:
+                blocks[start] = lambda annealing=annealing, start=start: anneal(
+                    vae, z, x, annealing, start, backward=False, seed=0
+                )[0]
+                break
+    times = {start: summary(found) for start, found in alternate(blocks, sizes.width_rounds, probe).items()}
+    return {
+        "num_data": sizes.num_data,
+        "num_chains": sizes.num_chains,
+        "width": sizes.width,
+        "schedule": repr(Annealing().schedule),
+        "ladders": ladders,
+        "seconds": times,
+        "ratio": ratio(times.get("prior"), times.get("q*")),
+    }
