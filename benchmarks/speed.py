@@ -29,7 +29,7 @@ from studies.common import one_line_errors, say
 from timing.images import images, slices, trained, training_file
 from timing.leapfrogs import rates
 from timing.machine import Probe, facts, load_average
-from timing.overhead import fixed_overhead
+from timing.overhead import profiled, tiny_cell
 from timing.picture import draw
 from timing.race import race
 from timing.sizes import FULL, TINY, Sizes
@@ -46,9 +46,9 @@ def measure_training(
     """The table on the CPU, the fixed cost of a step, and the table on a GPU where there is one."""
     chosen = methods(sizes, numpyro=numpyro, pythae=pythae)
     file = training_file(sizes.datasets[0], cache)
-    record = table(chosen, cells(sizes, file, device="cpu"), log=log, probe=probe)
-    small = slices(file, sizes.tiny[0])
-    record["fixed_overhead"] = fixed_overhead(chosen, sizes, small, log=log, probe=probe)
+    tiny = tiny_cell(sizes, slices(file, sizes.tiny[0]))
+    record = table(chosen, [*cells(sizes, file, device="cpu"), (tiny, sizes.tiny_rounds)], log=log, probe=probe)
+    record["fixed_overhead"] = {**record["cells"].pop(), "profile_of_fit_svi": profiled(tiny, sizes, log=log)}
     record["gpu"] = "none"
     if torch.cuda.is_available():
         # NumPyro's interpreter has the CPU's jax.

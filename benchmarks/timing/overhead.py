@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from timing.client import Worker, WorkerError
-from timing.machine import Probe
 from timing.protocol import Cell
 from timing.sizes import Sizes
-from timing.training import Method, table
 
 
-def fixed_overhead(
-    chosen: Mapping[str, Method], sizes: Sizes, file: Path, *, log: Path, probe: Probe
-) -> dict[str, Any]:
-    """Milliseconds a step of every method at B = 1 on the tiny net, and where ours goes."""
-    cell = Cell(data=str(file), widths=sizes.tiny, batch=1, steps=sizes.tiny_steps)
-    found = table(chosen, [(cell, sizes.tiny_rounds)], log=log, probe=probe)["cells"][0]
+def tiny_cell(sizes: Sizes, file: Path) -> Cell:
+    """B = 1 on a net whose arithmetic takes no time."""
+    return Cell(data=str(file), widths=sizes.tiny, batch=1, steps=sizes.tiny_steps)
+
+
+def profiled(cell: Cell, sizes: Sizes, *, log: Path) -> dict[str, Any]:
+    """Where a step of ours goes in such a cell, by Python's and by torch's profiler."""
     try:
         with Worker("profiled", log=log) as worker:
             worker.greet()
             worker.send("cell", Cell(**{**vars(cell), "options": {"compile": sizes.compile}}))
-            found["profile_of_fit_svi"] = worker.receive()
+            return worker.receive()
     except WorkerError as error:
-        found["profile_of_fit_svi"] = {"error": str(error)}
-    return found
+        return {"error": str(error)}

@@ -61,7 +61,7 @@ def _training(ax: Axes, cells: list[Mapping[str, Any]]) -> None:
             ax.plot(*zip(*points, strict=True), style, marker=marker, markersize=3, color=color, label=name)
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="ms a step (median)")
     ax.set_title(f"training {'-'.join(map(str, cells[0]['widths']))}", loc="left")
-    ax.legend(fontsize=6)
+    ax.legend(loc="upper left", fontsize=6)
 
 
 def _race(ax: Axes, name: str, found: Mapping[str, Any]) -> None:
