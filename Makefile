@@ -4,6 +4,7 @@
 PYTHON ?= python3
 MIN_FREE_GB ?= 8
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 JOBS ?= 2
 
 VENV := .venv
@@ -14,7 +15,7 @@ LOG := $(VENV)/install.log
 # A stray PYTHONPATH would mix other packages (another `inference`, say) into the environment.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format setup clean rebuild
+.PHONY: help demo test test-all bench lint format setup clean rebuild
 
 # Runs under any Python, however old, so that what is missing is said before anything is downloaded.
 define PREFLIGHT
@@ -52,6 +53,7 @@ help:
 	@echo 'make demo      fit a VAE with and without amortization, measure the gaps (3 minutes)'
 	@echo 'make test      all tests but the slow ones (under 20 minutes)'
 	@echo 'make test-all  the slow tests too'
+	@echo 'make bench     time training, the E-step and annealing beside other ways, into runs/speed (BENCH_ARGS="--only estep")'
 	@echo 'make lint      ruff, mypy and import-linter'
 	@echo 'make format    let ruff format the code'
 	@echo 'make setup     only make the environment, which the others do too (5.5 GB, 2 minutes)'
@@ -80,6 +82,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/speed.py --out runs/speed $(BENCH_ARGS) >/dev/null
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ record says so.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from studies.common import one_line_errors, say
 from timing.images import images, slices, trained, training_file
 from timing.leapfrogs import rates
 from timing.machine import Probe, facts, load_average
+from timing.markdown import tables
 from timing.overhead import profiled, tiny_cell
 from timing.picture import draw
 from timing.race import race
@@ -93,13 +95,19 @@ def run(
 def main() -> None:
     """Run the benchmark and write its record and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--cache", type=Path, help="folder of data and fitted models (default: OUT/kept)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
     parser.add_argument("--numpyro-python", help="an interpreter with numpyro and jax; without it NumPyro is left out")
     parser.add_argument("--pythae-python", help="an interpreter with pythae; without it pythae is left out")
     parser.add_argument("--dry-run", action="store_true", help="a tiny size, nothing compiled: does it run?")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="RECORD", help="only print records as Markdown tables")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(tables([json.loads(file.read_text()) for file in arguments.show]))
+        return
+    if arguments.out is None:
+        parser.error("--out: expected a folder for the results.")
     sizes = TINY if arguments.dry_run else FULL
     cache = arguments.cache or arguments.out / "kept"
     interpreters = {"numpyro": arguments.numpyro_python, "pythae": arguments.pythae_python}

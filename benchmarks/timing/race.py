@@ -29,7 +29,7 @@ LADDER: tuple[dict[str, Any], ...] = tuple(
     for steps, particles in ((8, 2), (16, 2), (28, 4), (50, 4), (100, 4), (100, 8), (200, 8), (400, 8))
 )
 # Rounds of the run behind the reference optimum, the longest search that is made.
-THOROUGH: dict[str, Any] = {"first_round": 200, "max_rounds": 4, "num_particles": 8}
+THOROUGH: dict[str, Any] = {"first_round": 100, "max_rounds": 3, "num_particles": 8}
 TINY_THOROUGH: dict[str, Any] = {"first_round": 20, "max_rounds": 2, "num_particles": 4, "num_judge_draws": 64}
 
 

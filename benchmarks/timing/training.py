@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     python: str | None = None
 
+
+# Seconds of rest before a block.
+SETTLE = 0.01
 
 OURS, OURS_BF16 = "fit_svi float32", "fit_svi bf16"
 PYRO, EAGER, COMPILED = "Pyro SVI", "PyTorch eager", "torch.compile"
@@ -104,6 +108,8 @@ def _cell(
         if name in errors:
             continue
         try:
+            # The threads of the process before spin for some milliseconds before they sleep.
+            time.sleep(SETTLE)
             workers[name].send("block")
             answer = workers[name].receive()
             ms[name].append(answer["ms"])
