@@ -17,6 +17,7 @@ import torch
 from timing import (
     leapfrogs,
     machine,
+    markdown,
     picture,
     protocol,
     race,
@@ -25,6 +26,7 @@ from timing import (
     rounds,
     sizes,
     targets,
+    threads,
     training,
 )
 from timing.methods import fit_svi, networks, products
@@ -227,6 +229,17 @@ def test_targets_and_their_verdicts():
     assert {target.verdict for target in targets.targets({})} == {"not measured"}
 
 
+def test_tables_of_two_runs():
+    record = measured()
+    record["targets"] = targets.as_records(targets.targets(record))
+    record["training"]["fixed_overhead"] = record["training"]["cells"][0]
+    record["training"]["gpu"] = "none"
+    record["ais"]["leapfrogs"]["rows_a_second"] = {leapfrogs.SLOW: 30000.0}
+    record["ais"]["widths"]["seconds"] = {}
+    text = markdown.tables([record, record])
+    assert "| > 90 (acceptable) | > 90 (acceptable) |" in text and "| 30,000 |" in text and "| > 90 |" in text
+
+
 def test_the_picture(tmp_path):
     picture.draw(measured(), tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 10_000
@@ -271,3 +284,9 @@ def test_training_runs(tmp_path):
         assert {training.OURS, training.PYRO, training.EAGER, training.COMPILED} <= set(found["ms"]), found["errors"]
     assert record["training"]["fixed_overhead"]["profile_of_fit_svi"]["python"]
     assert "ratio" in done.stderr and (tmp_path / "speed.png").exists()
+
+
+def test_a_neighbour_is_measured_in_processes_of_their_own():
+    found = threads.measure({"OMP_NUM_THREADS": "1"}, 0.05, neighbour=True)
+    assert found["threads"] == 1 and 0 < found["best"] <= found["median"] <= found["worst"]
+    assert "default" in threads.text_of({"default": {"alone": found, "neighbour": found}})

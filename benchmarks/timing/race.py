@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from timing.sizes import Sizes
 
 OURS, ADAM, SLOW = "refine", "Adam, one copy", "dynamics of 2018"
 
-# Budgets of our search, cheapest first. Settings that `Search` does not have are left out.
+# Budgets of our search, cheapest first.
 LADDER: tuple[dict[str, Any], ...] = tuple(
     {"first_round": steps, "max_rounds": 1, "num_particles": particles, "num_judge_draws": 64, "num_select_draws": 4}
     for steps, particles in ((8, 2), (16, 2), (28, 4), (50, 4), (100, 4), (100, 8), (200, 8), (400, 8))
@@ -39,12 +39,6 @@ class Point(NamedTuple):
     budget: Any
     seconds: float
     gap: float
-
-
-def search_of(**wanted: Any) -> Search:
-    """The settings that `Search` has."""
-    known = {entry.name for entry in fields(Search)}
-    return Search(**{name: value for name, value in wanted.items() if name in known})
 
 
 def ours(vae: VAE, x: Tensor, search: Search, *, tol: float = 0.01, seed: int = 0) -> Rows:
@@ -123,14 +117,14 @@ def race(name: str, sizes: Sizes, cache: Path, probe: Probe) -> dict[str, Any]:
         return adam(decoder, x, start, steps=steps, rate=tuned["rate"], seed=1)
 
     def run_ours(setting: Mapping[str, Any]) -> Rows:
-        return ours(vae, x, search_of(**setting))
+        return ours(vae, x, Search(**setting))
 
     thorough = THOROUGH if sizes.num_images >= 100 else TINY_THOROUGH
     longest = sizes.longer * sizes.adam_steps[len(sizes.adam_steps) // 2]
 
     def best_known() -> dict[str, Any]:
         choosing = Judge(decoder, x, num_latents, num_draws=sizes.num_score_draws, seed=5)
-        from_ours = ours(vae, x, search_of(**thorough), tol=1e-3, seed=6)
+        from_ours = ours(vae, x, Search(**thorough), tol=1e-3, seed=6)
         rows, share = better(from_ours, adam(decoder, x, start, steps=longest, rate=tuned["rate"], seed=6), choosing)
         return {"rows": tuple(rows), "share_of_refine": share}
 
@@ -180,7 +174,7 @@ def race(name: str, sizes: Sizes, cache: Path, probe: Probe) -> dict[str, Any]:
         "reference": {
             "elbo": best.mean().item(),
             "adam_steps": longest,
-            "search": asdict(search_of(**thorough)),
+            "search": asdict(Search(**thorough)),
             "share_of_refine": reference["share_of_refine"],
         },
         "ladders": {method: [point._asdict() for point in points] for method, points in ladders.items()},
