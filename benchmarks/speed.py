@@ -63,6 +63,7 @@ def run(
     sizes: Sizes, parts: list[str], out: Path, cache: Path, *, numpyro: str | None, pythae: str | None
 ) -> dict[str, Any]:
     """Measure the parts asked for."""
+    out, cache = out.resolve(), cache.resolve()
     for folder in (out, cache):
         folder.mkdir(parents=True, exist_ok=True)
     began, before, probe = time.perf_counter(), load_average(), Probe()

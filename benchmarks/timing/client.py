@@ -37,7 +37,10 @@ class Worker:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(own), "PYTHONUNBUFFERED": "1"}
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [python or sys.executable, "-m", "timing.worker", method],
+                # Not resolved: an environment's interpreter is a link that knows where it lies.
+                [str(Path(python).absolute()) if python else sys.executable, "-m", "timing.worker", method],
+                # Python looks for modules there first: elsewhere might lie another copy of the library.
+                cwd=benchmarks,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

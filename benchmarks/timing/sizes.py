@@ -66,8 +66,8 @@ class Sizes:
     rate_rounds: int = 5
     width: float = 0.5
     temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("q*", (2, 4, 8, 16, 32, 64, 128)),
-        ("prior", (100, 150, 225, 340, 500, 750, 1100)),
+        ("q*", (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)),
+        ("prior", (25, 40, 60, 90, 135, 200, 300, 450, 675, 1000)),
     )
     width_rounds: int = 2
     backend: str = "inductor"

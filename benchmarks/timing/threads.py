@@ -97,7 +97,9 @@ def main() -> None:
     if arguments.inside:
         print(json.dumps(step_times(arguments.seconds)))
         return
+    before = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     found = compare(arguments.seconds)
+    print(f"load average before: {before:.2f}; where it is not near 0, nothing here is alone", file=sys.stderr)
     print(json.dumps(found, indent=2) if arguments.json else text_of(found))
 
 
