@@ -7,8 +7,8 @@ timed is.
 
 * Training: milliseconds a step of `fit_svi` end to end, of Pyro's `SVI`, of plain PyTorch, of `torch.compile`, and,
   given interpreters that have them, of NumPyro (`--numpyro-python`) and pythae (`--pythae-python`); beside the matrix
-  products of a step alone, which nothing can undercut. Each method has a process of its own, which is idle until it is
-  asked for its next block of steps.
+  products of a step alone, which no use of torch can undercut. Each method has a process of its own, which is idle
+  until it is asked for its next block of steps.
 * E-step: seconds until 1000 held-out images are within 0.05 and 0.01 nat of their best mean-field q.
 * Annealing: leapfrog steps a second, and seconds until the bounds of bidirectional Monte Carlo are 0.5 nat apart.
 
