@@ -12,8 +12,8 @@ timed is.
 * E-step: seconds until 1000 held-out images are within 0.05 and 0.01 nat of their best mean-field q.
 * Annealing: leapfrog steps a second, and seconds until the bounds of bidirectional Monte Carlo are 0.5 nat apart.
 
-A fixed matrix product is timed between rounds; where it was often slow, another process disturbed the run, and the
-record says so.
+A fixed matrix product is timed between rounds, and within them the work of all cores that was not ours is counted;
+where the one was often slow or the other not small, another process disturbed the run, and the record says so.
 """
 
 from __future__ import annotations
@@ -119,10 +119,11 @@ def main() -> None:
     say("\n".join([training_text(record), "", text_of(found)]))
     noise = record["disturbance"]
     word = "DISTURBED by another process" if noise["disturbed"] else "quiet"
+    others = "unknown" if noise["others_cores"] is None else f"{noise['others_cores']:.2f}"
     say(
-        f"machine: {word}; a fixed product took {noise['ms_median']:.2f} ms (best {noise['ms_best']:.2f}, worst "
-        f"{noise['ms_worst']:.2f}), much longer than its best in {noise['disturbed_rounds']} of {noise['rounds']} "
-        "rounds"
+        f"machine: {word}; {noise['disturbed_rounds']} of {noise['rounds']} rounds disturbed; others took {others} "
+        f"cores meanwhile; a fixed product took {noise['ms_median']:.2f} ms (best {noise['ms_best']:.2f}, worst "
+        f"{noise['ms_worst']:.2f})"
     )
 
 

@@ -76,10 +76,21 @@ def test_ratios_are_of_medians_and_of_bests():
 
 def test_a_disturbed_run_is_said_to_be_so():
     probe = machine.Probe()
-    probe.ms = [1.0] * 18 + [1.6, 9.0]
+    probe.ms, probe.others = [1.0] * 18 + [1.6, 9.0], [(0.1, 2.0)] * 20
     assert probe.summary()["disturbed_rounds"] == 2 and not probe.summary()["disturbed"]
-    probe.ms.append(2.0)
-    assert probe.summary()["disturbed"]
+    assert probe.summary()["others_cores"] == pytest.approx(0.05)
+    probe.others[0] = (1.0, 2.0)
+    assert probe.summary()["disturbed_rounds"] == 3 and probe.summary()["disturbed"]
+
+
+def test_what_others_do_meanwhile_is_counted(monkeypatch):
+    """All cores worked 3 s while a block of ours worked 1 s."""
+    busy = iter([10.0, 13.0])
+    monkeypatch.setattr(machine, "busy_seconds", lambda: next(busy))
+    probe = machine.Probe()
+    probe()
+    assert probe.watch(lambda: "done", lambda result: float(len(result) == 4)) == "done"
+    assert probe.others[0][0] == 2.0 and probe.others[0][1] > 0
 
 
 def test_a_pipe_ends_with_the_last_block_and_with_the_last_line():
@@ -248,12 +259,6 @@ def test_the_picture(tmp_path):
 def test_plain_network_has_the_sizes_of_ours():
     plain, ours = networks.PlainVAE((12, 6, 2)), fit_svi.build((12, 6, 2))
     assert sum(w.numel() for w in plain.parameters()) == sum(w.numel() for w in ours.parameters())
-
-
-def test_both_sizes_describe_themselves():
-    for size in (sizes.FULL, sizes.TINY):
-        json.dumps(size.describe())
-        assert size.thresholds == (0.05, 0.01)
 
 
 @pytest.mark.parametrize("part", ["estep", "ais"])

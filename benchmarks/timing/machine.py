@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 # Of a fixed product's fastest time: beyond, another process had a core.
 DISTURBED = 1.5
+# Cores that others may take in a round before it counts as disturbed.
+OTHERS = 0.25
+T = TypeVar("T")
+
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -56,15 +61,26 @@ def load_average() -> list[float]:
     return list(os.getloadavg()) if hasattr(os, "getloadavg") else []
 
 
+def busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since the machine started; None where the system does not tell."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(int, file.read_text().split(None, 9)[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class Probe:
-    """A fixed matrix product, timed between rounds. Where it is slow, so is what was measured beside it."""
+    """Whether something else ran: a fixed matrix product between rounds, and the work that was not ours within them."""
 
     def __init__(self) -> None:
         self._factor = torch.randn(384, 384)
         self.ms: list[float] = []
+        # Of each round: core seconds that others took while a block of ours ran, and how long those blocks were.
+        self.others: list[tuple[float, float]] = []
 
     def __call__(self) -> None:
-        """Time it once."""
+        """Begin a round: time the product once."""
         self._factor @ self._factor
         times = []
         for _ in range(10):
@@ -72,16 +88,37 @@ class Probe:
             self._factor @ self._factor
             times.append(1e3 * (time.perf_counter() - began))
         self.ms.append(median(times))
+        self.others.append((0.0, 0.0))
+
+    def watch(self, block: Callable[[], T], own_seconds: Callable[[T], float] | None = None) -> T:
+        """Run a block, and see what others did meanwhile.
+
+        Args:
+            block: what is timed.
+            own_seconds: core seconds that the block took, given its result; by default those of this process.
+        """
+        before, began, own = busy_seconds(), time.perf_counter(), time.process_time()
+        result = block()
+        wall, own = time.perf_counter() - began, time.process_time() - own
+        if before is not None and self.others:
+            took = (busy_seconds() or before) - before - (own_seconds(result) if own_seconds else own)
+            last = self.others[-1]
+            self.others[-1] = (last[0] + took, last[1] + wall)
+        return result
 
     def summary(self) -> dict[str, Any]:
-        """Times in ms, and in how many rounds it was much slower than its best."""
+        """The product's times in ms, the cores that others took, and how many rounds either says were disturbed."""
         best = min(self.ms)
-        slow = sum(ms > DISTURBED * best for ms in self.ms)
+        slow = [ms > DISTURBED * best for ms in self.ms]
+        taken = [wall > 0.2 and took > OTHERS * wall for took, wall in self.others]
+        count = sum(map(any, zip(slow, taken, strict=True)))
+        wall = sum(wall for _, wall in self.others)
         return {
             "ms_best": best,
             "ms_median": median(self.ms),
             "ms_worst": max(self.ms),
+            "others_cores": max(sum(took for took, _ in self.others) / wall, 0.0) if wall else None,
             "rounds": len(self.ms),
-            "disturbed_rounds": slow,
-            "disturbed": slow > len(self.ms) / 10,
+            "disturbed_rounds": count,
+            "disturbed": count > len(self.ms) / 10,
         }

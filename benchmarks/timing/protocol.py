@@ -75,9 +75,10 @@ def run_blocks(cell: Cell, pipe: Pipe, block: Callable[[], float]) -> None:
         loss = block()
     answer = {"loss": loss}
     while pipe.ask(answer):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         loss = block()
-        answer = {"ms": 1e3 * (time.perf_counter() - began) / cell.steps, "loss": loss}
+        ms = 1e3 * (time.perf_counter() - began) / cell.steps
+        answer = {"ms": ms, "loss": loss, "core_seconds": time.process_time() - worked}
 
 
 class EpochClock:
@@ -92,14 +93,20 @@ class EpochClock:
         self._cell = cell
         self._pipe = pipe
         self._epochs = 0
-        self._began = time.perf_counter()
+        self._start()
+
+    def _start(self) -> None:
+        self._began, self._worked = time.perf_counter(), time.process_time()
 
     def __call__(self, loss: float) -> bool:
         """Whether the trainer is to go on."""
         ms = 1e3 * (time.perf_counter() - self._began) / self._cell.steps
+        worked = time.process_time() - self._worked
         self._epochs += 1
         wanted = True
-        if self._epochs >= WARM_BLOCKS:
-            wanted = self._pipe.ask({"loss": loss} if self._epochs == WARM_BLOCKS else {"ms": ms, "loss": loss})
-        self._began = time.perf_counter()
+        if self._epochs == WARM_BLOCKS:
+            wanted = self._pipe.ask({"loss": loss})
+        elif self._epochs > WARM_BLOCKS:
+            wanted = self._pipe.ask({"ms": ms, "loss": loss, "core_seconds": worked})
+        self._start()
         return wanted

@@ -21,7 +21,7 @@ def alternate(blocks: Mapping[str, Callable[[], float]], num_rounds: int, probe:
     """What each block returns, round after round."""
     found: dict[str, list[float]] = {name: [] for name in blocks}
     for name in turning(list(blocks), num_rounds, probe):
-        found[name].append(blocks[name]())
+        found[name].append(probe.watch(blocks[name]))
     return found
 
 

@@ -111,7 +111,7 @@ def _cell(
             # The threads of the process before spin for some milliseconds before they sleep.
             time.sleep(SETTLE)
             workers[name].send("block")
-            answer = workers[name].receive()
+            answer = probe.watch(workers[name].receive, lambda answer: answer["core_seconds"])
             ms[name].append(answer["ms"])
             losses[name] = answer["loss"]
         except WorkerError as error:
