@@ -113,12 +113,13 @@ class Probe:
         taken = [wall > 0.2 and took > OTHERS * wall for took, wall in self.others]
         count = sum(map(any, zip(slow, taken, strict=True)))
         wall = sum(wall for _, wall in self.others)
+        cores = max(sum(took for took, _ in self.others) / wall, 0.0) if wall else None
         return {
             "ms_best": best,
             "ms_median": median(self.ms),
             "ms_worst": max(self.ms),
-            "others_cores": max(sum(took for took, _ in self.others) / wall, 0.0) if wall else None,
+            "others_cores": cores,
             "rounds": len(self.ms),
             "disturbed_rounds": count,
-            "disturbed": count > len(self.ms) / 10,
+            "disturbed": count > len(self.ms) / 10 or (cores or 0.0) > OTHERS,
         }
