@@ -1,6 +1,5 @@
 """What benchmarks/speed.py computes from its timings, and that every part runs."""
 
-import dataclasses
 import importlib
 import io
 import json
@@ -30,8 +29,6 @@ from timing import (
     training,
 )
 from timing.methods import fit_svi, networks, products
-
-from inference import Training
 
 
 def cell(name, **changes):
@@ -123,15 +120,6 @@ def test_products_are_those_of_forward_and_backward():
     flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in work)
     layers = products.shapes(cell("").widths)
     assert flops == 2 * 4 * (3 * sum(a * b for a, b in layers) - layers[0][0] * layers[0][1])
-
-
-def test_settings_that_training_has_not_are_left_out_but_a_precision_is_not():
-    known = {entry.name for entry in dataclasses.fields(Training)}
-    made = fit_svi.settings(cell("", options={"compile": True}), epochs=3)
-    assert made.epochs == 3 and made.batch_size == 4
-    if "precision" not in known:
-        with pytest.raises(ValueError, match="precision"):
-            fit_svi.settings(cell("", options={"precision": "bfloat16"}))
 
 
 def exact_problem():

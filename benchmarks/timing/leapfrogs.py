@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,14 +23,6 @@ from timing.sizes import Sizes
 OURS, OURS_BF16, SLOW = "ais float32", "ais bf16 forces", "code of 2018"
 # Steps of a trajectory, for all: the 2018 code's.
 NUM_LEAPFROG = 10
-
-
-def hmc_of(**wanted: Any) -> HMC | None:
-    """The settings that `HMC` has; None where a precision is asked for that it does not offer."""
-    known = {entry.name for entry in dataclasses.fields(HMC)}
-    if wanted.get("precision", "float32") != "float32" and "precision" not in known:
-        return None
-    return HMC(**{name: value for name, value in wanted.items() if name in known})
 
 
 def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chains: int, betas: Tensor) -> Tensor:
@@ -86,29 +77,27 @@ def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chain
 
 def only_path(vae: VAE, x: Tensor, annealing: Annealing, *, seed: int) -> tuple[Path, Plan]:
     """The path of these datapoints from the prior, and its plan, which the weighted chains follow."""
-    (path,) = paths(vae.model, x, len(x), None, site="z", num_chains=annealing.num_chains, seed=seed)
-    return path, path.plan(annealing, seed=seed)
+    (path,) = paths(vae.model, x, len(x), None, site="z", annealing=annealing, seed=seed)
+    return path, path.plan(seed=seed)
 
 
 def rates(vae: VAE, x: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
     """Rows a second, a row being one leapfrog step of one chain at one datapoint."""
     x = x[: sizes.num_data]
     shared: dict[str, Any] = {"num_leapfrog": NUM_LEAPFROG, "compile": sizes.compile}
-    kernels = {OURS: hmc_of(**shared), OURS_BF16: hmc_of(**shared, precision="bfloat16")}
+    kernels = {OURS: HMC(**shared), OURS_BF16: HMC(**shared, precision="bfloat16")}
     blocks: dict[str, Callable[[], float]] = {}
     num_rows = {}
     for name, hmc in kernels.items():
-        if hmc is None:
-            continue
         annealing = Annealing(num_temperatures=sizes.rate_temperatures, num_chains=sizes.num_chains, hmc=hmc)
         with frozen(vae.model):
             path, plan = only_path(vae, x, annealing, seed=0)
-            path.forward(plan, annealing, seed=0)
+            path.forward(plan, seed=0)
 
-        def forward(path: Path = path, plan: Plan = plan, annealing: Annealing = annealing) -> float:
+        def forward(path: Path = path, plan: Plan = plan) -> float:
             with frozen(vae.model):
                 began = time.perf_counter()
-                path.forward(plan, annealing, seed=0)
+                path.forward(plan, seed=0)
                 return time.perf_counter() - began
 
         blocks[name] = forward

@@ -9,7 +9,7 @@ from typing import Any
 from studies.common import say
 from torch import Tensor
 
-from inference import Annealing, MeanField, simulate
+from inference import HMC, Annealing, MeanField, simulate
 from inference.evidence.annealing import as_evidence, near_posterior
 from inference.evidence.path import paths
 from inference.guides import Local
@@ -17,7 +17,6 @@ from inference.isolation import frozen
 from inference.noise import seeded
 from inference.results.summary import summarise
 from pyro_vae import VAE
-from timing.leapfrogs import hmc_of
 from timing.machine import Probe
 from timing.rounds import alternate, ratio, summary
 from timing.sizes import Sizes
@@ -50,12 +49,12 @@ def anneal(
     seconds = 0.0
     with frozen(vae.model), seeded(seed):
         began = time.perf_counter()
-        for path in paths(vae.model, x, len(x), origin, site="z", num_chains=annealing.num_chains, seed=seed):
-            plan = path.plan(annealing, seed=seed)
-            lower.append(path.forward(plan, annealing, seed=seed))
+        for path in paths(vae.model, x, len(x), origin, site="z", annealing=annealing, seed=seed):
+            plan = path.plan(seed=seed)
+            lower.append(path.forward(plan, seed=seed))
             seconds += time.perf_counter() - began
             if backward:
-                upper.append(path.backward(z[path.index], plan, annealing, seed=seed))
+                upper.append(path.backward(z[path.index], plan, seed=seed))
             began = time.perf_counter()
     if not backward:
         return seconds, None
@@ -76,8 +75,7 @@ def until_close(vae: VAE, data: Tensor, sizes: Sizes, probe: Probe) -> dict[str,
     Both starts have the same transitions and the sigmoidal schedule of Wu et al. (2017).
     """
     z, x = simulate(vae.model, data, num_data=sizes.num_data, seed=0)
-    hmc = hmc_of(compile=sizes.compile)
-    assert hmc is not None  # noqa: S101 (no precision was asked for)
+    hmc = HMC(compile=sizes.compile)
     ladders: dict[str, list[dict[str, Any]]] = {}
     blocks: dict[str, Callable[[], float]] = {}
     for start, temperatures in sizes.temperatures:

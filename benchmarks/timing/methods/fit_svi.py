@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -41,12 +40,8 @@ def build(widths: tuple[int, ...]) -> VAE:
 
 
 def settings(cell: Cell, **more: Any) -> Training:
-    """The cell's settings: those of the options that `Training` has."""
-    known = {entry.name for entry in dataclasses.fields(Training)}
-    wanted = {"batch_size": cell.batch, "optimizer": Adam(lr=cell.lr), **cell.options, **more}
-    if cell.options.get("precision", "float32") != "float32" and "precision" not in known:
-        raise ValueError("Training has no `precision` yet")
-    return Training(**{name: value for name, value in wanted.items() if name in known})
+    """The cell's settings."""
+    return Training(batch_size=cell.batch, optimizer=Adam(lr=cell.lr), **cell.options, **more)
 
 
 def train(cell: Cell, after_epoch: Callable[[Any], None], *, epochs: int = ENDLESS) -> VAE:
