@@ -72,7 +72,7 @@ class Facts:
             list(chain.from_iterable(map(dict.values, self._modules))) == self._module_values
             and [len(parts) for parts, _ in self._sized] == self._sizes
             and all(_equal(entry.mapping.get(entry.key, _MISSING), entry.value) for entry in self._elsewhere)
-            and all(_content(container) == content for container, content, _ in self._contents)
+            and all(_same_content(container, content) for container, content, _ in self._contents)
             and [_describe(tensor) for tensor, _ in self._tensors] == self._described
         )
 
@@ -82,7 +82,7 @@ class Facts:
             if not _equal(entry.mapping.get(entry.key, _MISSING), entry.value):
                 return entry.where
         for container, content, where in self._contents:
-            if _content(container) != content:
+            if not _same_content(container, content):
                 return where
         for (parts, where), size in zip(self._sized, self._sizes, strict=True):
             if len(parts) != size:
@@ -205,6 +205,11 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _content(container: Any) -> list[Any]:
     return [*container.keys(), *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _same_content(container: Any, content: list[Any]) -> bool:
+    now = _content(container)
+    return len(now) == len(content) and all(map(_equal, now, content))
 
 
 def _describe(tensor: Tensor) -> tuple[Any, ...]:
