@@ -106,6 +106,10 @@ class Facts:
             for entry in self._entries
             if not isinstance(entry.value, _PLAIN) and entry.mapping.get(entry.key, _MISSING) is not entry.value
         ]
+        for container, content, where in self._contents:
+            for key, value in _places(container, content):
+                if isinstance(value, Tensor) and not any(value is part for part in _content(container)):
+                    changed.append(_Entry(container, key, value, where))
         for entry in changed:
             entry.mapping[entry.key] = entry.value
         return changed
@@ -205,6 +209,14 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _content(container: Any) -> list[Any]:
     return [*container.keys(), *container.values()] if isinstance(container, dict) else list(container)
+
+
+def _places(container: Any, content: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Where each value of the content stood."""
+    if isinstance(container, dict):
+        half = len(content) // 2
+        return zip(content[:half], content[half:], strict=True)
+    return iter(enumerate(content) if isinstance(container, list) else ())
 
 
 def _same_content(container: Any, content: list[Any]) -> bool:
