@@ -457,6 +457,24 @@ def test_what_no_graph_can_stand_for_runs_as_it_is():
     assert type(kept["last"]) is torch.Tensor
 
 
+def test_a_module_that_remembers_its_last_call_is_compiled():
+    """What it remembers is never a tensor without values, whether it is there before the first call or not."""
+
+    class Remembering(nn.Linear):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    for known in (False, True):
+        layer = Remembering(2, 2)
+        if known:
+            layer(torch.ones(1, 2))
+        fast = compiled(lambda x, layer=layer: (layer(x).detach(),), layer)
+        for x in (torch.ones(1, 2), torch.zeros(1, 2)):
+            agree(fast(x), (layer(x),))
+            assert type(layer.last) is torch.Tensor
+
+
 SCALE = 2.0
 
 

@@ -112,6 +112,11 @@ class Facts:
                     changed.append(_Entry(container, key, value, where))
         for entry in changed:
             entry.mapping[entry.key] = entry.value
+        for attributes, known in zip(self._modules, self._names, strict=True):
+            for name in [name for name in attributes if name not in known]:
+                if not isinstance(attributes[name], _PLAIN):
+                    changed.append(_Entry(attributes, name, None, f"attribute '{name}'"))
+                    del attributes[name]
         return changed
 
     def ignore(self, entries: list[_Entry]) -> None:
@@ -129,6 +134,7 @@ class Facts:
         self._elsewhere = [
             entry for entry in self._entries if id(entry.mapping) not in at_once or isinstance(entry.value, Tensor)
         ]
+        self._names = [frozenset(attributes) for attributes in self._modules]
         self._sizes = [len(parts) for parts, _ in self._sized]
         self._described = [_describe(tensor) for tensor, _ in self._tensors]
 
