@@ -24,7 +24,7 @@ from inference.results import Fit
 from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
 from inference.table import FIRST_STEPS, HeldOut, Table, passes
-from inference.training import Training, blame_site, device_for, optimise
+from inference.training import Training, blame_site, device_for, optimise, require_valid
 
 __all__ = ["fit_em"]
 
@@ -163,6 +163,12 @@ def fit_em(
             )
 
         compile = worthwhile(training.compile, steps)
+
+        def check(x: Tensor, index: Tensor) -> None:
+            require_readable(model, x, index)
+            if compile:
+                require_valid(model, x)
+
         visits = (
             SemiAmortized(
                 objective, encoder, model, training, leaves.values(), encoder_gradient=encoder_gradient, compile=compile
@@ -181,7 +187,7 @@ def fit_em(
             held_out=None if unseen is None else lambda: visits.held_out(unseen),
             blame=lambda x: blame_site(model, lambda x: _standard_guide(family, site, x), x),
             label="semi-amortized" if semi_amortized else "variational EM",
-            check=lambda x, index: require_readable(model, x, index),
+            check=check,
         )
         # Rows of early batches belong to an older model: one more E-step for all of them at the final one.
         objective.kl_weight = 1.0

@@ -24,7 +24,7 @@ from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import AmortizedELBO, AmortizedLoss, Gradients, Loss, Objective
 from inference.results import Fit
 from inference.scoring import require_readable
-from inference.training import Training, blame_site, device_for, optimise
+from inference.training import Training, blame_site, device_for, optimise, require_valid
 
 __all__ = ["fit_svi"]
 
@@ -159,15 +159,15 @@ def fit_svi(
                     return value, -torch.as_tensor(Trace_ELBO().loss(*whole, x), device=x.device) / num_data
                 return value, log_weights(true_model, true_guide, x).mean()
 
+        compile = worthwhile(training.compile, training.num_steps(len(data)))
         gradients = Gradients(
-            objective,
-            values,
-            leaves.values(),
-            model,
-            guide,
-            compile=worthwhile(training.compile, training.num_steps(len(data))),
-            precision=training.precision,
+            objective, values, leaves.values(), model, guide, compile=compile, precision=training.precision
         )
+
+        def check(x: Tensor, index: Tensor) -> None:
+            require_readable(model, x, index)
+            if compile:
+                require_valid(model, x)
 
         def held_out(validation: Data) -> float:
             programs = (true_model, true_guide)
@@ -184,7 +184,7 @@ def fit_svi(
             held_out=None if validation is None else lambda: held_out(validation),
             blame=lambda x: blame_site(model, guide, x),
             label="SVI",
-            check=lambda x, index: require_readable(model, x, index),
+            check=check,
         )
     settings = {**fit.settings, "engine": "svi", "train": train, "seed": seed}
     settings["loss"] = repr(loss) if isinstance(loss, Loss) else type(loss).__name__

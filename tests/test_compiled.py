@@ -616,6 +616,26 @@ def test_when_compiling_pays():
             settings(precision="half")
 
 
+def test_compiled_fits_refuse_data_outside_the_support(quick):
+    """In a later minibatch, too, as a fit without compiled code does."""
+    vae = VAE(**parts_with(likelihood="bernoulli").build(SIZES))
+    x = torch.zeros(20, 16)
+    x[17, 3] = 0.5
+    for compile in (True, False):
+        with pytest.raises(ValueError, match="0.5|support"):
+            fit_svi(vae.model, vae.guide, x, training=Training(epochs=1, batch_size=5, compile=compile), seed=0)
+
+
+def test_a_compiled_fit_names_what_is_not_finite(quick):
+    vae = small()
+    x = vae.generate(8, seed=1)
+    for compile in (True, False):
+        with torch.no_grad():
+            vae.decoder.affine.weight.fill_(1e200)
+        with pytest.raises(FloatingPointError, match="log density of site 'x' is not finite"):
+            fit_svi(vae.model, vae.guide, x, training=Training(epochs=1, batch_size=4, compile=compile), seed=0)
+
+
 def test_short_runs_are_not_compiled(monkeypatch):
     def never(graph, inputs):
         raise AssertionError("compiled")

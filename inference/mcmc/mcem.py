@@ -25,7 +25,7 @@ from inference.objectives import Gradients, LocalLoss, Objective, Step
 from inference.results import Fit
 from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
 from inference.table import HeldOut, Table, passes
-from inference.training import Training, blame_site, device_for, optimise
+from inference.training import Training, blame_site, device_for, optimise, require_valid
 
 __all__ = ["fit_mcem"]
 
@@ -204,14 +204,13 @@ def fit_mcem(
             loss = objective(x, z).mean()
             return loss, -loss
 
-        gradients = Gradients(
-            objective,
-            values,
-            leaves.values(),
-            model,
-            compile=worthwhile(training.compile, num_visits),
-            precision=training.precision,
-        )
+        compile = worthwhile(training.compile, num_visits)
+        gradients = Gradients(objective, values, leaves.values(), model, compile=compile, precision=training.precision)
+
+        def check(x: Tensor, index: Tensor) -> None:
+            require_readable(model, x, index)
+            if compile:
+                require_valid(model, x)
 
         def visit(x: Tensor, index: Tensor, lr_factor: float) -> Step:  # noqa: ARG001
             # All datapoints of a batch have been visited equally often: once an epoch.
@@ -231,7 +230,7 @@ def fit_mcem(
             held_out=None if held_out is None else lambda: held_out()[0],
             blame=lambda x: blame_site(model, lambda x: None, x),  # noqa: ARG005
             label="Monte Carlo EM",
-            check=lambda x, index: require_readable(model, x, index),
+            check=check,
         )
     settings = {
         **fit.settings,

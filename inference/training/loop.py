@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from inference.batches import Data, fetch
+from inference.isolation import eval_mode
+from inference.noise import own_random_state
 from inference.objectives import Objective, Step
 from inference.results import Fit
 from inference.scoring import require_finite
@@ -211,6 +214,18 @@ def blame_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) 
         guide_trace = poutine.trace(guide).get_trace(x)
         culprit = _blame_trace(guide_trace)
         return culprit or _blame_trace(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x))
+
+
+@torch.no_grad()
+def require_valid(model: Callable[..., Any], x: Tensor) -> None:
+    """Let Pyro refuse data outside a support, where its validation is on: compiled code does not look.
+
+    Raises:
+        ValueError: Pyro's, of the distribution that refuses.
+    """
+    if dist.is_validation_enabled():
+        with eval_mode(model), own_random_state():
+            poutine.trace(model).get_trace(x).compute_log_prob(lambda name, site: site["is_observed"])  # noqa: ARG005
 
 
 def _blame_trace(trace: Any) -> str | None:
