@@ -31,8 +31,12 @@ def fetch(data: Data, index: Int[Tensor, " B"], *, device: torch.device | None =
     Raises:
         ValueError: what came back is not one vector a datapoint.
     """
-    key: Any = index if isinstance(data, Tensor) or not hasattr(data, "__array_interface__") else index.numpy()
-    values = data[key]
+    if type(data) is Tensor and data.dim() == 2 and data.device == index.device:
+        # Three times as fast as data[index].
+        values: Any = data.index_select(0, index)
+    else:
+        key: Any = index if isinstance(data, Tensor) or not hasattr(data, "__array_interface__") else index.numpy()
+        values = data[key]
     if not hasattr(values, "shape"):
         raise ValueError(
             f"data: expected data[index] to be a tensor of shape (B, P); got a {type(values).__name__}. Pass the x of "

@@ -1,8 +1,10 @@
+import copy
 import math
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from inference import SGD, Adam, Amortized, Constant, Cosine, MeanField, RobbinsMonro, Staircase, Training, fit_svi
 from inference.training import device_for
@@ -177,3 +179,27 @@ def test_a_device_that_is_not_there():
     for device in ("nowhere", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(ValueError, match=f"device: expected one that this machine has.*'{device}'"):
             device_for(Training(device=device))
+
+
+def test_the_short_way_to_fused_adam_is_adam():
+    """Step by step, with leaves that have no gradient for a while, and after its state was loaded."""
+    torch.manual_seed(0)
+    ours, theirs = (
+        [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))] for _ in "ab"
+    )
+    fast = Adam(lr=0.1)(ours)
+    plain = torch.optim.Adam(theirs, lr=0.1, fused=True)
+    for step in range(12):
+        grads = [torch.randn_like(leaf) for leaf in ours]
+        if step in (0, 5, 6):
+            grads[1] = None
+        fast.descend(grads)
+        for leaf, grad in zip(theirs, grads, strict=True):
+            leaf.grad = None if grad is None else grad.clone()
+        plain.step()
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+        if step == 8:
+            state = copy.deepcopy(fast.state_dict())
+            fast = Adam(lr=0.1)(ours)
+            fast.load_state_dict(state)

@@ -50,6 +50,7 @@ class FusedAdam(torch.optim.Adam):
 
     def __init__(self, leaves: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(leaves, lr=lr, betas=betas, eps=eps, fused=True)
+        self._counts = torch.zeros(0)
 
     @torch.no_grad()
     def descend(self, grads: Sequence[Tensor | None]) -> None:
@@ -59,9 +60,14 @@ class FusedAdam(torch.optim.Adam):
         """
         (group,) = self.param_groups
         pairs = [(leaf, grad) for leaf, grad in zip(group["params"], grads, strict=True) if grad is not None]
-        states = [self.state[leaf] or self._begin(leaf) for leaf, _ in pairs]
+        if not self.state:
+            self._begin(group["params"])
+        states = [self.state[leaf] for leaf, _ in pairs]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
+        if len(steps) == len(self._counts) and all(step._base is self._counts for step in steps):
+            self._counts.add_(1)
+        else:  # Some leaves stay, or their state was loaded.
+            torch._foreach_add_(steps, 1)
         torch._fused_adam_(
             [leaf for leaf, _ in pairs],
             [grad for _, grad in pairs],
@@ -79,13 +85,12 @@ class FusedAdam(torch.optim.Adam):
         )
         self._opt_called = True  # What schedules look for, so as to warn of steps in the wrong order.
 
-    def _begin(self, leaf: Tensor) -> dict[str, Tensor]:
-        self.state[leaf] = {
-            "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
-            "exp_avg": torch.zeros_like(leaf, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(leaf, memory_format=torch.preserve_format),
-        }
-        return self.state[leaf]
+    def _begin(self, leaves: Sequence[Tensor]) -> None:
+        # All counts in one tensor, so that they are counted at once.
+        self._counts = torch.zeros(len(leaves), dtype=torch.float32, device=leaves[0].device)
+        for leaf, count in zip(leaves, self._counts.unbind(), strict=True):
+            moments = {name: torch.zeros_like(leaf) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[leaf] = {"step": count, **moments}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,14 @@ class Constant:
 
     def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:  # noqa: ARG002
         """The schedule of this optimiser."""
-        return LambdaLR(optimizer, lambda _: 1.0)
+        return _Counting(optimizer, lambda _: 1.0)
+
+
+class _Counting(LambdaLR):
+    """A schedule that changes nothing, in no time."""
+
+    def step(self, epoch: int | None = None) -> None:  # noqa: ARG002
+        self.last_epoch += 1
 
 
 @dataclass(frozen=True, kw_only=True)
