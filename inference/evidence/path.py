@@ -25,8 +25,10 @@ from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 
-# Transitions of the pilot chains at least: on a short path they make several at each temperature.
+# Transitions of the pilot chains at least: on a short path they make several at each temperature. From a start near the
+# posterior, whose scales are known, thirty leave the acceptance where a hundred do.
 LEAST_PILOT = 100
+LEAST_PILOT_NEAR = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +136,11 @@ class Path:
         point = self.energy.point(free)
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
-        number = 0
+        number, least = 0, LEAST_PILOT if fixed is None else LEAST_PILOT_NEAR
         for t in range(1, annealing.num_temperatures):
             metric = fixed or Metric(square.sqrt())
             # At the first temperature the step size comes from nowhere; on a short path the next is far from the last.
-            for repeat in range(20 if t == 1 else -(-LEAST_PILOT // annealing.num_temperatures)):
+            for repeat in range(20 if t == 1 else -(-least // annealing.num_temperatures)):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
                 number += 1
                 point, accept = self._move(point, betas[t], noise, steps.value, metric)
