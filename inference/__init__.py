@@ -7,7 +7,7 @@ from inference.densities import log_joint, log_weights
 from inference.diagnostics import elbo_surgery, sbc
 from inference.draws import save_datatree, to_datatree
 from inference.em import fit_em
-from inference.estep import Search, refine
+from inference.estep import refine
 from inference.evidence import (
     Annealing,
     Defensive,
@@ -64,6 +64,7 @@ from inference.results import (
     SimulatedGaps,
     Surgery,
 )
+from inference.search import Search
 from inference.simulation import simulate
 from inference.svi import fit_svi
 from inference.tracking import GapTracker, Tracked

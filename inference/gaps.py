@@ -15,7 +15,6 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from inference.batches import Data, require_fixed
 from inference.densities import guide_distribution
-from inference.estep import Search, best_rows
 from inference.evidence import Annealing, ais, iwae, proposal_rows
 from inference.families import Family, FullCovariance, LowRank, family_of
 from inference.given import Given, known_for_one, over_draws
@@ -35,6 +34,7 @@ from inference.scoring import (
     score,
     score_distribution,
 )
+from inference.search import Search, best_rows
 from inference.weights import mean_and_se
 
 __all__ = ["by_one_estimator", "measure_gaps"]

@@ -87,6 +87,89 @@ def normal_noise(
     return torch.cat(parts).transpose(0, 1).to(like.device)
 
 
+class OrthogonalNoise:
+    r"""A sequence of standard normal vectors for each datapoint, in windows of D that are orthogonal to each other.
+
+    .. math::
+        \epsilon_{nj} = r_{nj} \, (s_n \odot q_j), \qquad r^2 \sim \chi^2_D
+
+    with q_1 ... q_D the rows of a random orthogonal matrix (uniform on the group; one a window and block of 64
+    datapoints) and s random signs (D, one vector a window and datapoint). Each vector is exactly N(0, I). Over a window
+    the products of two coordinates sum to nearly nothing, where those of independent draws add up as a random walk:
+    what they contribute to the gradient of a scale or a correlation cancels in the mean over the steps of a search.
+    Vectors of one window, and the directions of one block, depend on each other: not for scoring.
+
+    The j-th vector at a datapoint is a function of the seed, the stage, j and the datapoint's index.
+
+    Args:
+        seed: the run's seed.
+        stage: what the noise is for; two stages share nothing.
+        num_dims: D.
+        like: tensor whose dtype and device the noise takes. It is drawn on the CPU.
+
+    References:
+        Yu, Suresh, Choromanski, Holtmann-Rice & Kumar (2016), Orthogonal random features.
+
+    Example:
+        >>> draws = OrthogonalNoise(0, "search", 2, like=torch.zeros(0)).draw(torch.arange(3), 2, first=0)
+        >>> draws.shape
+        torch.Size([2, 3, 2])
+        >>> (draws[0] * draws[1]).sum(-1).abs().max() < 1e-5
+        tensor(True)
+    """
+
+    def __init__(self, seed: int, stage: str, num_dims: int, *, like: Tensor) -> None:
+        self.seed = seed
+        self.stage = stage
+        self.num_dims = num_dims
+        self.like = like
+        # A generator is seeded once for so many windows: of small vectors a step may ask for many.
+        self.num_windows = max(1, 64 // num_dims)
+        self._sheets: dict[int, tuple[int, tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def draw(self, index: Int[Tensor, " B"], count: int, *, first: int) -> Float[Tensor, "S B D"]:
+        """Vectors number `first` to `first + count - 1` of each datapoint's sequence.
+
+        Args:
+            index: (B,) indices of the datapoints.
+            count: S.
+            first: number of the first of them.
+        """
+        index = index.cpu()
+        size = self.num_windows * self.num_dims
+        touched, counts = torch.unique_consecutive(index // BLOCK, return_counts=True)
+        parts = []
+        for block, rows in zip(touched.tolist(), index.split(counts.tolist()), strict=True):
+            pieces, at = [], first
+            while at < first + count:
+                sheet, offset = divmod(at, size)
+                stop = min(size, offset + first + count - at)
+                pieces.append(self._vectors(block, sheet, rows - block * BLOCK, offset, stop))
+                at += stop - offset
+            parts.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+        return torch.cat(parts, dim=1).to(self.like.device)
+
+    def _vectors(self, block: int, sheet: int, rows: Tensor, start: int, stop: int) -> Float[Tensor, "S B D"]:
+        if self._sheets.get(block, (None,))[0] != sheet:
+            self._sheets[block] = (sheet, self._draw_sheet(block, sheet))
+        directions, signs, radii = self._sheets[block][1]
+        window = torch.arange(start, stop) // self.num_dims
+        vectors = directions[start:stop].unsqueeze(1) * signs[window][:, rows]
+        return vectors * radii[start:stop, rows].unsqueeze(-1)
+
+    def _draw_sheet(self, block: int, sheet: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions (W*D, D), signs (W, 64, D) and radii (W*D, 64) of the W windows of a sheet."""
+        size, num = self.num_dims, self.num_windows
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "orthogonal", sheet, block))
+        normal = torch.randn(num, size, size, generator=generator, dtype=self.like.dtype)
+        basis, triangle = torch.linalg.qr(normal)
+        # With these signs, and only then, the matrix is uniform (Mezzadri 2007).
+        basis = basis * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        signs = torch.randint(2, (num, BLOCK, size), generator=generator).to(basis) * 2 - 1
+        lengths = torch.randn(num * size, BLOCK, size, generator=generator, dtype=self.like.dtype).norm(dim=-1)
+        return basis.flatten(0, 1), signs, lengths
+
+
 def like(x: Tensor) -> Tensor:
     """An empty tensor with the dtype and device that rows and noise for these data take."""
     return x.new_empty(0) if x.is_floating_point() else x.new_empty(0, dtype=torch.get_default_dtype())

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
-from inference.estep import Search
 from inference.gaps import measure_gaps
 from inference.noise import derive_seed, resolve_seed
 from inference.results import Gaps
+from inference.search import Search
 from inference.training import LoopState
 
 __all__ = ["GapTracker", "Tracked"]

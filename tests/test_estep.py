@@ -9,7 +9,7 @@ from oracles import LinearOracle
 
 import inference.scoring
 from inference import Amortized, FullCovariance, Local, MeanField, Search, refine
-from inference.estep import _gains
+from inference.search import gains
 from inference.objectives import LocalLoss
 from inference.scoring import pair_means, scoring_noise
 from inference.weights import mean_and_se
@@ -85,7 +85,7 @@ def test_the_judge_is_unbiased_and_less_noisy_than_plain_differences(oracle, fam
     old = family.params_from(exact) + 0.1 * torch.randn(32, family.num_params)
     new = old + 0.1 * torch.randn(32, family.num_params)
     noise = list(scoring_noise(x, index, family, 2000, seed=0, stage="test"))
-    gain, se = mean_and_se(pair_means(_gains(objective, x, old, new, iter(noise))))
+    gain, se = mean_and_se(pair_means(gains(objective, x, old, new, iter(noise))))
     plain = [objective.log_weights(x, new, part) - objective.log_weights(x, old, part) for part in noise]
     _, plain_se = mean_and_se(pair_means(torch.cat(plain)))
     truth = oracle.inference_gap(x, *moments(family, old)) - oracle.inference_gap(x, *moments(family, new))

@@ -21,7 +21,6 @@ from torch.distributions import (
 
 from inference.batches import Data, require_fixed
 from inference.densities import densities, guide_distribution, latent_prior
-from inference.estep import Search, best_rows
 from inference.families import (
     Family,
     FullCovariance,
@@ -39,6 +38,7 @@ from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.results import Evidence
 from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
+from inference.search import Search, best_rows
 from inference.supports import bijection
 from inference.weights import Weighed, weigh
 

@@ -65,6 +65,7 @@ class Constrained(Family):
             )
         self.family = family
         self.num_params = family.num_params
+        self.num_locations = family.num_locations
         self.has_log_prob = family.has_log_prob
         self._kind = kind
         self._bounds = [name for name in ("lower_bound", "upper_bound") if hasattr(kind, name)]
@@ -139,6 +140,10 @@ class Constrained(Family):
     def step_units(self, params: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
         """What a step of size 1 means for each parameter: as for the family on R^D."""
         return self.family.step_units(params)
+
+    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor | None:
+        """The natural gradient: that of the family on R^D, since a bijection leaves the Fisher information as it is."""
+        return self.family.natural_direction(params, grad)
 
     def extra_repr(self) -> str:
         """The family on R^D, and the support."""

@@ -25,6 +25,7 @@ class Family(nn.Module):
         num_latents: D.
         num_params: K, parameters a datapoint.
         has_log_prob: whether the density of points it did not draw itself can be evaluated.
+        num_locations: how many of a row's first parameters only move q; the others change its shape.
         roles: the kinds of part it can be chosen as by name.
 
     Raises:
@@ -33,6 +34,7 @@ class Family(nn.Module):
 
     num_params: int
     has_log_prob: bool = True
+    num_locations: int = 0
     roles: ClassVar[frozenset[str]] = frozenset({"family"})
 
     def __init__(self, num_latents: int) -> None:
@@ -142,6 +144,23 @@ class Family(nn.Module):
         """
         return torch.ones_like(params)
 
+    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor | None:
+        r"""The natural gradient: F^-1 g, with F the Fisher information of q in these parameters.
+
+        .. math::
+            F(\lambda) = E_{q_\lambda}[\nabla_\lambda \log q_\lambda(z) \, \nabla_\lambda \log q_\lambda(z)^\top]
+
+        None in a family that does not offer it.
+
+        Args:
+            params: (*B, K) rows.
+            grad: (*B, K) gradient at them.
+
+        References:
+            Amari (1998), Natural gradient works efficiently in learning.
+        """
+        return None
+
     def extra_repr(self) -> str:
         """Its size."""
         return str(self.num_latents)
@@ -189,6 +208,7 @@ class LocationScale(Family):
         super().__init__(num_latents)
         start = torch.zeros(0) if start is None else start
         self.num_params = 2 * self.num_latents + len(start)
+        self.num_locations = self.num_latents
         self.register_buffer("_start", start.to(torch.get_default_dtype()), persistent=False)
 
     def initial_params(self, num_rows: int, *, like: Tensor) -> Float[Tensor, "N K"]:

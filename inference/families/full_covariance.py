@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal
 
 from inference.families.family import Family, LocationScale
-from inference.families.raw import ODDS, confine, raw_of, release
+from inference.families.raw import LOG_SCALE, ODDS, confine, confine_slope, raw_of, release
 from inference.families.reading import family_of
 
 
@@ -51,14 +51,53 @@ class FullCovariance(LocationScale):
 
     def forward(self, params: Float[Tensor, "*B K"]) -> Distribution:
         """The distribution at these parameters."""
-        size = self.num_latents
         loc, scale, odds = self._split(params)
-        rows, columns = self._lower
-        factor = torch.eye(size, dtype=params.dtype, device=params.device).expand(*params.shape[:-1], size, size)
-        factor = factor.clone()
-        factor[..., rows, columns] = confine(odds / math.sqrt(size), ODDS)
+        factor = self._triangle(confine(odds / math.sqrt(self.num_latents), ODDS), diagonal=1.0)
         scale_tril = scale.unsqueeze(-1) * nn.functional.normalize(factor, dim=-1)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+
+    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor:
+        r"""The natural gradient, by way of the Cholesky factor L of the covariance.
+
+        A change L dB of L, dB lower triangular, has Fisher information 2 for each diagonal entry of dB and 1 for each
+        below, so
+
+        .. math::
+            dB = \mathrm{tril}(L^\top G) \text{ with half the diagonal}, \qquad d\mu = L L^\top g_\mu
+
+        where G is the gradient in L; the rows of L are in one-to-one correspondence with (log sigma, a), which takes g
+        to G and L dB back. Nothing is solved and no matrix is inverted: two products of size (D, D).
+        """
+        size = self.num_latents
+        _, scale, odds = self._split(params)
+        loc_grad, raw_grad, odds_grad = grad.split([size, size, len(self._start)], dim=-1)
+        raw_slope = confine_slope(params[..., size : 2 * size], LOG_SCALE)
+        odds_slope = confine_slope(odds / math.sqrt(size), ODDS) / math.sqrt(size)
+        ratio = self._triangle(confine(odds / math.sqrt(size), ODDS), diagonal=1.0)  # L_ij / L_ii
+        own = scale / ratio.norm(dim=-1)  # L_ii
+        tril = own.unsqueeze(-1) * ratio
+        # From (log sigma, a) to L, transposed.
+        slant = self._triangle(odds_grad / odds_slope, diagonal=0.0) / own.unsqueeze(-1)
+        across = tril * (raw_grad / raw_slope / scale.square()).unsqueeze(-1) + slant
+        across = across - torch.diag_embed((slant * ratio).sum(-1))
+        inner = (tril.mT @ across).tril()
+        inner = inner - 0.5 * torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
+        change = tril @ inner
+        # And from L back to (log sigma, a).
+        log_scale = (tril * change).sum(-1) / scale.square()
+        rows, columns = self._lower
+        ratio_change = (change - ratio * change.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)) / own.unsqueeze(-1)
+        loc = (tril @ (tril.mT @ loc_grad.unsqueeze(-1))).squeeze(-1)
+        return torch.cat([loc, log_scale / raw_slope, ratio_change[..., rows, columns] / odds_slope], dim=-1)
+
+    def _triangle(self, below: Float[Tensor, "*B K-2*D"], *, diagonal: float) -> Float[Tensor, "*B D D"]:
+        """The lower triangular matrix with these entries below its diagonal, row by row."""
+        size = self.num_latents
+        rows, columns = self._lower
+        eye = torch.eye(size, dtype=below.dtype, device=below.device)
+        matrix = (diagonal * eye).expand(*below.shape[:-1], size, size).clone()
+        matrix[..., rows, columns] = below
+        return matrix
 
     def params_from(self, q: Distribution) -> Float[Tensor, "*B K"]:
         """Parameters at which the family is `q`, or has its mean and covariance."""

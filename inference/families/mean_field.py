@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from inference.families.family import Family, LocationScale
+from inference.families.raw import LOG_SCALE, confine_slope
 from inference.families.reading import family_of
 
 
@@ -40,6 +42,13 @@ class MeanField(LocationScale):
         """The distribution at these parameters."""
         loc, scale, _ = self._split(params)
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor:
+        r"""The natural gradient: F is diagonal, 1 / sigma^2 for a location and 2 for a log scale."""
+        _, scale, _ = self._split(params)
+        loc_grad, raw_grad = grad.chunk(2, dim=-1)
+        slope = confine_slope(params[..., self.num_latents :], LOG_SCALE)
+        return torch.cat([scale.square() * loc_grad, raw_grad / (2 * slope.square())], dim=-1)
 
 
 @family_of.register

@@ -23,6 +23,11 @@ def confine(raw: Tensor, bound: float) -> Tensor:
     return bound * torch.tanh(raw / bound)
 
 
+def confine_slope(raw: Tensor, bound: float) -> Tensor:
+    """The derivative of `confine`, no smaller than 1e-3: at the bounds nothing else is left to divide by."""
+    return (1 - torch.tanh(raw / bound).square()).clamp_min(1e-3)
+
+
 def release(value: Tensor, bound: float, *, what: str) -> Tensor:
     """The inverse of `confine`.
 
