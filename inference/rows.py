@@ -5,22 +5,29 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from inference.families import Family
 
 __all__ = ["RowAdam", "RowNatural", "RowOptimizer", "optimizer_for"]
 
-# A step of the natural gradient moves nothing further than this, in the family's `step_units`.
+# A step of the natural gradient moves no location further than REACH standard deviations, and changes no scale by more
+# than a factor e^STRETCH.
 REACH = 1.0
+STRETCH = 0.4
 # Of locations: the size of a natural step, and how much of the last one it carries along. Stable while no direction is
-# more than 2 (1 + MOMENTUM) / LOC_STEP = 8.5 times as curved as q's own precision says.
-LOC_STEP = 0.4
+# more than 2 (1 + MOMENTUM) / LOC_STEP = 11 times as curved as q's own precision says.
+LOC_STEP = 0.3
 MOMENTUM = 0.7
-# Of scales and correlations: step t is SHAPE_STEP / (t + SHAPE_DELAY), so that they average over the steps so far.
-SHAPE_STEP = 3.0
-SHAPE_DELAY = 5.0
+# Of scales and correlations: step t is SHAPE_STEP / (t + delay), so that they average over the steps so far; the delay
+# is SHAPE_DELAY for each of them that there is to a number of noise. A draw says D numbers about D^2 / 2 correlations.
+SHAPE_STEP = 1.5
+SHAPE_DELAY = 3.0
+# A row with a location that moves further than this, in units, in one step travels.
+TRAVEL = 0.5
+# Of the averages that say whether the steps of a shape agree.
+MEMORY = 0.9
 
 
 class RowOptimizer(Protocol):
@@ -115,14 +122,18 @@ class RowNatural:
     r"""Natural gradient descent whose state belongs to rows.
 
     .. math::
-        u = \mathrm{clip}(F^{-1} g / s), \qquad v \leftarrow \beta v + 0.4 \, u, \quad \mu \leftarrow \mu - s v, \qquad
-        \rho \leftarrow \rho - \frac{3}{t + 5} \, u_\rho
+        u = F^{-1} g / s, \qquad v \leftarrow 0.7 v + 0.3 \, u, \quad \mu \leftarrow \mu - s v, \qquad
+        \rho \leftarrow \rho - \frac{1.5}{t + d} \, u_\rho
 
-    with s the family's `step_units` (a standard deviation of q for a location mu) and rho all that is no location.
+    with s the family's `step_units` (a standard deviation of q for a location mu), rho all that is no location, and d
+    three times the size of rho over that of the noise.
     Under antithetic noise the gradient in a location has little noise, and its curvature many scales: heavy ball. In a
     scale or a correlation it has much noise and, in these units, about unit curvature near the best member: steps that
-    shrink as 1/t, which average. No step exceeds one unit (a trust region). A row that hits the trust region twice in a
-    row on opposite sides has overshot: its steps in locations halve, and recover slowly.
+    shrink as 1/t, which average; t counts from the last step on which the row
+    travelled: a location moved by more than half a unit, or the steps in rho agreed more than they differed. A
+    trust region cuts the steps: no location moves by more than one standard deviation, no scale by more than a
+    factor 1.5. A location that hits the trust region twice in a row on opposite sides has
+    overshot: its steps halve, and recover.
 
     Args:
         family: a family that offers `natural_direction`.
@@ -139,14 +150,17 @@ class RowNatural:
         >>> table = torch.zeros(3, 2)
         >>> optimizer = RowNatural(MeanField(1), 3, like=table)
         >>> optimizer.step(table[:1], torch.tensor([[0.5, -0.2]]), torch.tensor([0]), lr=1.0)
-        tensor([[-0.2000,  0.0500]])
+        tensor([[-0.1500,  0.0375]])
     """
 
     def __init__(self, family: Family, num_rows: int, *, like: Tensor) -> None:
         self.family = family
+        self.delay = SHAPE_DELAY * (family.num_params - family.num_locations) / family.num_noise
         self.velocity = like.new_zeros(num_rows, family.num_locations)
         self.hits = like.new_zeros(num_rows, family.num_locations)
-        self.damping = like.new_ones(num_rows, 1)
+        self.damping = like.new_ones(num_rows, family.num_locations)
+        self.drift = like.new_zeros(num_rows, family.num_params - family.num_locations)
+        self.size = like.new_zeros(num_rows, 1)
         self.count = like.new_zeros(num_rows, 1)
 
     def step(
@@ -166,27 +180,38 @@ class RowNatural:
             lr: factor on all steps, one for all or one a row.
         """
         units = self.family.step_units(rows)
-        direction = self.family.natural_direction(rows, grad)
+        rate = lr * SHAPE_STEP / (self.count[index] + 1 + self.delay)
+        direction = self.family.natural_direction(rows, grad, reach=REACH, stretch=STRETCH / rate)
         if direction is None:
             raise ValueError(f"family: expected one that offers natural gradients; got {self.family!r}. Take RowAdam.")
-        move = (direction / units).nan_to_num(0.0).clamp(-REACH, REACH)
+        move = (direction / units).nan_to_num(0.0)
         loc, shape = move.split([self.family.num_locations, rows.shape[-1] - self.family.num_locations], dim=-1)
-        hits = torch.where(loc.abs() >= REACH, loc.sign(), 0.0)
-        overshot = ((hits * self.hits[index]) < 0).any(-1, keepdim=True)
+        hits = torch.where(loc.abs() > 0.9 * REACH, loc.sign(), 0.0)
         damping = self.damping[index]
-        damping = torch.where(overshot, damping / 2, (damping * 1.05).clamp_max(1.0))
+        damping = torch.where(hits * self.hits[index] < 0, damping / 2, (damping * 1.1).clamp_max(1.0))
         velocity = (MOMENTUM * self.velocity[index] + lr * LOC_STEP * damping * loc).clamp(-REACH, REACH)
-        count = self.count[index]
+        # While the row travels there is nothing to average over: a location moves far, or the steps of the shape agree
+        # more than they differ.
+        drift = torch.lerp(shape, self.drift[index], MEMORY)
+        size = torch.lerp(shape.square().sum(-1, keepdim=True), self.size[index], MEMORY)
+        travels = (velocity.abs() > TRAVEL).any(-1, keepdim=True) | (drift.square().sum(-1, keepdim=True) > 0.5 * size)
+        count = torch.where(travels, 0.0, self.count[index] + 1)
         self.hits[index], self.damping[index], self.velocity[index] = hits, damping, velocity
-        self.count[index] = count + 1
-        return rows - units * torch.cat([velocity, (lr * SHAPE_STEP / (count + 1 + SHAPE_DELAY)) * shape], dim=-1)
+        self.drift[index], self.size[index], self.count[index] = drift, size, count
+        return rows - units * torch.cat([velocity, rate * shape], dim=-1)
 
     def forget(self, index: Int[Tensor, " B"]) -> None:
         """Start these rows' state afresh."""
         self.velocity[index] = 0
         self.hits[index] = 0
         self.damping[index] = 1
+        self.drift[index] = 0
+        self.size[index] = 0
         self.count[index] = 0
+
+    def overshoots(self, index: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Whether locations of these rows have lately overshot."""
+        return self.damping[index].amin(-1) < 0.5
 
 
 def optimizer_for(family: Family, num_rows: int, *, like: Tensor) -> tuple[RowOptimizer, float]:

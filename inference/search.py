@@ -15,13 +15,12 @@ from torch import Tensor
 from inference.families import from_noise
 from inference.noise import BLOCK, OrthogonalNoise, antithetic, like, normal_noise
 from inference.objectives import LocalLoss
-from inference.rows import RowOptimizer, optimizer_for
+from inference.rows import RowNatural, RowOptimizer, optimizer_for
 from inference.scoring import bound_noise, pair_means, require_contract, require_draws
 
 __all__ = ["Candidates", "Search", "best_rows"]
 
 # Share of the judge's draws at each look; most rounds are decided at the first.
-SHARE = 1.0
 LOOKS = (1 / 64, 1 / 16, 1 / 4, 1)
 
 
@@ -150,6 +149,7 @@ class Problem:
         """Rounds of ascent; returns the rows and the gain that is estimated to remain."""
         settings = self.settings
         rows = rows.detach().clone()
+        iterates = rows.clone()
         remaining = torch.full((len(rows),), math.inf, dtype=torch.float64)
         optimizer, usual = optimizer_for(self.objective.family, len(rows), like=rows)
         lr = rows.new_full((len(rows), 1), usual * settings.lr)
@@ -159,7 +159,7 @@ class Problem:
         for round_ in range(settings.max_rounds):
             length = settings.first_round * 2 ** max(round_ - 1, 0)
             where = filled(active, len(rows))
-            average = self._ascend(rows, where, optimizer, lr, noise, range(step, step + length))
+            average = self._ascend(iterates, where, optimizer, lr, noise, range(step, step + length))
             average = Average(*(part[: len(active)] for part in average))
             step += length
             gain, se, spread = self._judge(
@@ -168,9 +168,14 @@ class Problem:
             # What is within its error of no change is taken: an average over more steps is the better guess.
             better = gain > -2 * se
             rows[active[better]] = average.mean[better]
+            iterates[active[~better]] = rows[active[~better]]
             optimizer.forget(active[~better])
-            slower = ~(gain >= settings.settle) if usual != 1.0 else ~better
-            lr[active[slower]] /= 2
+            unsettled = gain >= settings.settle
+            if isinstance(optimizer, RowNatural):
+                keeps = better & (unsettled | ~optimizer.overshoots(active).cpu())
+            else:
+                keeps = unsettled
+            lr[active[~keeps]] /= 2
             # What the average still lacks by its own noise; and, were it on its way, about what the round has gained.
             remaining[active] = (torch.maximum(gain, spread) + se).nan_to_num(math.inf)
             active = active[~(remaining[active] < self.tol)]
@@ -204,7 +209,20 @@ class Problem:
             doubt = doubt[~clear.all(0)[doubt]]
             if not len(doubt):
                 break
+        lost = mean.isnan().any(0)
+        if bool(lost.any()):
+            # Against a row whose bound is not a number, or minus infinity as theirs is, no difference tells anything.
+            mean[:, lost] = self._bounds(lost.nonzero().squeeze(-1), rows)
         return mean.nan_to_num(-math.inf, math.inf, -math.inf)
+
+    def _bounds(self, active: Tensor, rows: Float[Tensor, "C B K"]) -> Float[Tensor, "C A"]:
+        where = filled(active, len(self.x))
+        noise = list(self._bound_noise(where, looks(self.settings.num_select_draws)[0], "select/bounds", 0))
+        with torch.no_grad():
+            values = [
+                torch.cat([self.objective.bounds(self.x[where], row[where], part) for part in noise]) for row in rows
+            ]
+        return torch.stack(values).mean(1)[:, : len(active)].nan_to_num(-math.inf, math.inf, -math.inf).cpu()
 
     def _noise(self, stage: str, *, like: Tensor) -> Callable[[Tensor, int], Tensor]:
         """The noise of a step, as a function of the datapoints' indices and the step's number."""
@@ -219,29 +237,29 @@ class Problem:
 
     def _ascend(
         self,
-        table: Tensor,
+        iterates: Tensor,
         where: Tensor,
         optimizer: RowOptimizer,
         lr: Tensor,
         noise: Callable[[Tensor, int], Tensor],
         steps: range,
     ) -> Average:
-        """Steps on the rows at `where`, and the mean of the last half of all iterates (Polyak & Juditsky 1992)."""
-        x, index, rows, lr = self.x[where], self.index[where], table[where], lr[where]
+        """Steps on the rows at `where`, and the mean of the iterates (Polyak & Juditsky 1992), their start left out.
+
+        `iterates` move on. A later round is averaged over in full: it is the last half of all steps.
+        """
+        x, index, rows, lr = self.x[where], self.index[where], iterates[where], lr[where]
         sums = rows.new_zeros(2, *rows.shape)
-        # A round as long as all before it is their last half; a start is left out all the same.
-        share = SHARE if steps.start else 0.5
-        quarter = int(len(steps) * share / 2)
+        half = len(steps) // 2 if steps.start else len(steps) // 3
         for t, step in enumerate(steps):
             grad = self.objective.row_gradient(x, rows, noise(index, step))
             rows = optimizer.step(rows, grad, where, lr=lr)
-            if t >= len(steps) - 2 * quarter:
-                sums[int(t >= len(steps) - quarter)] += rows
-        return Average(sums.sum(0) / (2 * quarter), *(sums / quarter))
+            if t >= len(steps) - 2 * half:
+                sums[int(t >= len(steps) - half)] += rows
+        iterates[where] = rows
+        return Average(sums.sum(0) / (2 * half), *(sums / half))
 
-    def _judge(
-        self, active: Tensor, old: Tensor, average: Average, *, stage: str, step: int, worth: int
-    ) -> Judgement:
+    def _judge(self, active: Tensor, old: Tensor, average: Average, *, stage: str, step: int, worth: int) -> Judgement:
         """Gain of an average over the old rows, its standard error, and what the average lacks by its own noise.
 
         One look settles that a row has gained more than `tol` by three standard errors. Of the others the spread is

@@ -9,13 +9,13 @@ from oracles import LinearOracle
 
 import inference.scoring
 from inference import Amortized, FullCovariance, Local, MeanField, Search, refine
-from inference.search import gains
 from inference.objectives import LocalLoss
 from inference.scoring import pair_means, scoring_noise
+from inference.search import gains
 from inference.weights import mean_and_se
 from pyro_vae.linear import LinearGaussian
 
-THOROUGH = Search(num_particles=256, max_rounds=6)
+THOROUGH = Search(num_particles=64, max_rounds=7)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def still_to_gain(oracle, family, x, params):
 
 def test_refine_reaches_the_closed_form_mean_field(oracle):
     x = data(oracle, 8)
-    refined = refine(program(oracle), MeanField(5), x, tol=1e-4, search=THOROUGH, seed=0)
+    refined = refine(program(oracle), MeanField(5), x, tol=1e-6, search=THOROUGH, seed=0)
     loc, covariance = moments(MeanField(5), refined.params)
     assert np.abs(loc - oracle.posterior_mean(x)).max() < 1e-3
     variances = np.diagonal(covariance, axis1=1, axis2=2)
@@ -54,7 +54,7 @@ def test_refine_reaches_the_closed_form_mean_field(oracle):
 
 def test_refine_reaches_the_exact_posterior(oracle):
     x = data(oracle, 8)
-    refined = refine(program(oracle), FullCovariance(5), x, tol=1e-4, seed=0)
+    refined = refine(program(oracle), FullCovariance(5), x, tol=1e-6, seed=0)
     loc, covariance = moments(FullCovariance(5), refined.params)
     assert np.abs(loc - oracle.posterior_mean(x)).max() < 1e-3
     assert np.abs(covariance @ oracle.precision - np.eye(5)).max() < 0.01

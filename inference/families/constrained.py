@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -141,9 +142,16 @@ class Constrained(Family):
         """What a step of size 1 means for each parameter: as for the family on R^D."""
         return self.family.step_units(params)
 
-    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor | None:
+    def natural_direction(
+        self,
+        params: Float[Tensor, "*B K"],
+        grad: Float[Tensor, "*B K"],
+        *,
+        reach: float = math.inf,
+        stretch: float | Tensor = math.inf,
+    ) -> Tensor | None:
         """The natural gradient: that of the family on R^D, since a bijection leaves the Fisher information as it is."""
-        return self.family.natural_direction(params, grad)
+        return self.family.natural_direction(params, grad, reach=reach, stretch=stretch)
 
     def extra_repr(self) -> str:
         """The family on R^D, and the support."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -144,7 +145,14 @@ class Family(nn.Module):
         """
         return torch.ones_like(params)
 
-    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor | None:
+    def natural_direction(
+        self,
+        params: Float[Tensor, "*B K"],
+        grad: Float[Tensor, "*B K"],
+        *,
+        reach: float = math.inf,
+        stretch: float | Tensor = math.inf,
+    ) -> Tensor | None:
         r"""The natural gradient: F^-1 g, with F the Fisher information of q in these parameters.
 
         .. math::
@@ -155,6 +163,8 @@ class Family(nn.Module):
         Args:
             params: (*B, K) rows.
             grad: (*B, K) gradient at them.
+            reach: it is cut so that no location moves further, in standard deviations of q,
+            stretch: and no scale by a larger factor than e^stretch, to first order; a number, or one a row (*B, 1).
 
         References:
             Amari (1998), Natural gradient works efficiently in learning.

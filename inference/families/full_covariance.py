@@ -56,7 +56,14 @@ class FullCovariance(LocationScale):
         scale_tril = scale.unsqueeze(-1) * nn.functional.normalize(factor, dim=-1)
         return dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
 
-    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor:
+    def natural_direction(
+        self,
+        params: Float[Tensor, "*B K"],
+        grad: Float[Tensor, "*B K"],
+        *,
+        reach: float = math.inf,
+        stretch: float | Tensor = math.inf,
+    ) -> Tensor:
         r"""The natural gradient, by way of the Cholesky factor L of the covariance.
 
         A change L dB of L, dB lower triangular, has Fisher information 2 for each diagonal entry of dB and 1 for each
@@ -82,12 +89,15 @@ class FullCovariance(LocationScale):
         across = across - torch.diag_embed((slant * ratio).sum(-1))
         inner = (tril.mT @ across).tril()
         inner = inner - 0.5 * torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
+        # The geometric mean of the largest row sum and the largest column sum bounds the spectral norm.
+        sums = inner.abs().sum(-1).amax(-1) * inner.abs().sum(-2).amax(-1)
+        inner = inner * (torch.as_tensor(stretch).to(params) / sums.sqrt()[..., None]).clamp_max(1.0).unsqueeze(-1)
         change = tril @ inner
         # And from L back to (log sigma, a).
         log_scale = (tril * change).sum(-1) / scale.square()
         rows, columns = self._lower
         ratio_change = (change - ratio * change.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)) / own.unsqueeze(-1)
-        loc = (tril @ (tril.mT @ loc_grad.unsqueeze(-1))).squeeze(-1)
+        loc = (tril @ (tril.mT @ loc_grad.unsqueeze(-1)).clamp(-reach, reach)).squeeze(-1)
         return torch.cat([loc, log_scale / raw_slope, ratio_change[..., rows, columns] / odds_slope], dim=-1)
 
     def _triangle(self, below: Float[Tensor, "*B K-2*D"], *, diagonal: float) -> Float[Tensor, "*B D D"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
@@ -43,12 +45,22 @@ class MeanField(LocationScale):
         loc, scale, _ = self._split(params)
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
-    def natural_direction(self, params: Float[Tensor, "*B K"], grad: Float[Tensor, "*B K"]) -> Tensor:
+    def natural_direction(
+        self,
+        params: Float[Tensor, "*B K"],
+        grad: Float[Tensor, "*B K"],
+        *,
+        reach: float = math.inf,
+        stretch: float | Tensor = math.inf,
+    ) -> Tensor:
         r"""The natural gradient: F is diagonal, 1 / sigma^2 for a location and 2 for a log scale."""
         _, scale, _ = self._split(params)
         loc_grad, raw_grad = grad.chunk(2, dim=-1)
         slope = confine_slope(params[..., self.num_latents :], LOG_SCALE)
-        return torch.cat([scale.square() * loc_grad, raw_grad / (2 * slope.square())], dim=-1)
+        limit = torch.as_tensor(stretch).to(params)
+        loc = scale * (scale * loc_grad).clamp(-reach, reach)
+        raw = (raw_grad / (2 * slope)).clamp(-limit, limit) / slope
+        return torch.cat([loc, raw], dim=-1)
 
 
 @family_of.register
