@@ -214,12 +214,13 @@ class RowNatural:
         return self.damping[index].amin(-1) < 0.5
 
 
-def optimizer_for(family: Family, num_rows: int, *, like: Tensor) -> tuple[RowOptimizer, float]:
+def optimizer_for(family: Family, num_rows: int, *, like: Tensor, natural: bool = True) -> tuple[RowOptimizer, float]:
     """The optimiser of a search for rows that are best at a model that stands still, and its usual step size.
 
-    Natural gradient where the family offers it; Adam elsewhere.
+    Natural gradient where the family offers it and the loss is the ELBO (`natural`), whose curvature is known near the
+    best member; Adam elsewhere.
     """
     probe = family.initial_params(1, like=like)
-    if family.natural_direction(probe, torch.zeros_like(probe)) is None:
+    if not natural or family.natural_direction(probe, torch.zeros_like(probe)) is None:
         return RowAdam(num_rows, family.num_params, betas=(0.9, 0.99), like=like), 0.1
     return RowNatural(family, num_rows, like=like), 1.0

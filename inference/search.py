@@ -151,7 +151,9 @@ class Problem:
         rows = rows.detach().clone()
         iterates = rows.clone()
         remaining = torch.full((len(rows),), math.inf, dtype=torch.float64)
-        optimizer, usual = optimizer_for(self.objective.family, len(rows), like=rows)
+        optimizer, usual = optimizer_for(
+            self.objective.family, len(rows), like=rows, natural=self.objective.loss.is_elbo
+        )
         lr = rows.new_full((len(rows), 1), usual * settings.lr)
         noise = self._noise(stage, like=rows)
         active = torch.arange(len(rows))

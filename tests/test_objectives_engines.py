@@ -33,9 +33,9 @@ from inference import (
     fit_svi,
     refine,
 )
-from inference.estep import _gains
 from inference.objectives import LocalLoss
 from inference.scoring import bound_noise, pair_means, score, score_bound
+from inference.search import gains
 from pyro_vae.linear import LinearGaussian
 
 EVERYWHERE = [
@@ -204,11 +204,11 @@ def test_gains_of_a_bound_of_several_draws(oracle, x):
     def noise():
         return bound_noise(objective, x, index, 4000, seed=0, stage="test")
 
-    gains = pair_means(_gains(objective, x, old, new, noise()))
+    gain = pair_means(gains(objective, x, old, new, noise()))
     plain = pair_means(torch.cat([objective.bounds(x, new, part) - objective.bounds(x, old, part) for part in noise()]))
-    difference = gains - plain
+    difference = gain - plain
     assert (difference.mean(0).abs() < 4 * difference.std(0) / len(difference) ** 0.5).all()
-    assert (gains.std(0) < 0.9 * plain.std(0)).all()
+    assert (gain.std(0) < 0.9 * plain.std(0)).all()
 
 
 def test_the_default_of_a_family_without_densities():
