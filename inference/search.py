@@ -32,7 +32,7 @@ class Search:
 
     Attributes:
         lr: step size of the first round in units of the usual one, which is that of `RowNatural` where the family
-            offers natural gradients, and 0.1 of Adam elsewhere; halved for a datapoint whenever a round fails to gain,
+            offers natural gradients and the loss is the ELBO, and 0.1 of Adam elsewhere; halved for a datapoint whenever a round fails to gain,
             or, by Adam, gains less than `settle`.
         settle: nats.
         num_particles: draws a step and datapoint, in antithetic pairs.
