@@ -32,11 +32,11 @@ class Search:
 
     Attributes:
         lr: step size of the first round in units of the usual one, which is that of `RowNatural` where the family
-            offers natural gradients and the loss is the ELBO, and 0.1 of Adam elsewhere; halved for a datapoint whenever a round fails to gain,
-            or, by Adam, gains less than `settle`.
+            offers natural gradients and the loss is the ELBO, and 0.1 of Adam elsewhere; halved for a datapoint
+            whenever a round fails to gain, or, by Adam, gains less than `settle`.
         settle: nats.
         num_particles: draws a step and datapoint, in antithetic pairs.
-        first_round: steps of the first round, and of the second; from then on they double.
+        first_round: steps of the first round, and of the second along the natural gradient; from then on they double.
         max_rounds: rounds at most; rows that have not converged by then are said so.
         num_judge_draws: fresh draws at most, in antithetic pairs, that decide whether a round's result is taken and
             whether it converged. They are drawn in looks of 1/64, 1/16, 1/4 of them and all, until no doubt is left.
@@ -159,7 +159,8 @@ class Problem:
         active = torch.arange(len(rows))
         step = 0
         for round_ in range(settings.max_rounds):
-            length = settings.first_round * 2 ** max(round_ - 1, 0)
+            # Adam's steps shrink with the rounds, so those grow from the first on.
+            length = settings.first_round * 2 ** (max(round_ - 1, 0) if isinstance(optimizer, RowNatural) else round_)
             where = filled(active, len(rows))
             average = self._ascend(iterates, where, optimizer, lr, noise, range(step, step + length))
             average = Average(*(part[: len(active)] for part in average))

@@ -112,7 +112,7 @@ def test_fit_em(loss, oracle, x):
 @pytest.mark.parametrize("loss", EVERYWHERE, ids=repr)
 def test_refine(loss, oracle, x):
     """With full covariance the posterior is best for every bound: every search ends there."""
-    search = Search(num_particles=16, max_rounds=6, num_judge_draws=256)
+    search = Search(num_particles=16, max_rounds=5, num_judge_draws=256)
     refined = refine(exact(oracle).model, FullCovariance(2), x[:20], loss=loss, search=search, seed=0)
     evidence = oracle.log_evidence(x[:20])
     assert np.abs(refined.elbo.numpy() - evidence).max() < 0.05
