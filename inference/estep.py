@@ -15,7 +15,7 @@ from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.isolation import device_of, frozen
 from inference.noise import like, resolve_seed, seeded
-from inference.objectives import LocalLoss, Loss
+from inference.objectives import Loss
 from inference.results import Refined
 from inference.scoring import guide_of, guide_rows, pair_means, read_chunks, require_draws, require_tol, score
 from inference.search import Search, best_rows
@@ -31,6 +31,7 @@ def refine(
     *,
     site: str | None = None,
     init: Callable[..., Any] | Float[Tensor, "N K"] | None = None,
+    cold: bool = True,
     loss: Loss | None = None,
     tol: float = 0.01,
     num_draws: int = 1000,
@@ -60,6 +61,8 @@ def refine(
         data: (N, P) datapoints, each with a fixed x.
         site: name of the latent site; by default that of `init`, else "z".
         init: a guide whose distributions lie in `family`, (N, K) rows of parameters, or None for a cold start alone.
+        cold: whether a search from the standard normal competes with that from `init`, in another mode perhaps; it
+            about doubles the time.
         loss: minus the bound that q* is best for, and the estimator of its gradient; by default `StickingTheLanding()`,
             or `PathwiseELBO()` in a family whose densities are known at its own draws alone. It is what the search, the
             choice between its results and `remaining` go by; `elbo` is always the ELBO.
@@ -93,11 +96,11 @@ def refine(
     guide = init if callable(init) else None
     parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
-        objective = LocalLoss(model, family, site, loss=loss)
+        objective = search.objective(model, family, site, num_data=num_data, loss=loss)
         num_particles = search.num_particles * objective.loss.num_particles
         for index, x in read_chunks(model, data, num_data, num_particles, device=device_of(model, guide)):
             start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
-            found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed)
+            found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed, cold=cold)
             draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)
             parts.append([column.cpu() for column in found])
             elbos.append([column.cpu() for column in mean_and_se(pair_means(draws))])
@@ -117,6 +120,7 @@ def refine(
             "tol": tol,
             "num_draws": num_draws,
             "search": asdict(search),
+            "cold": cold or init is None,
             "seed": seed,
             **describe_one(given),
         },

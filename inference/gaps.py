@@ -21,7 +21,6 @@ from inference.given import Given, known_for_one, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import derive_seed, resolve_seed, seeded
-from inference.objectives import LocalLoss
 from inference.results import Bidirectional, Evidence, Gaps, summarise
 from inference.scoring import (
     guide_of,
@@ -144,7 +143,7 @@ def measure_gaps(
             require_sound(model, guide, q, x, site=name)
             own = _own_family(here, q, family).to(x.device)
             start = guide_rows(here, own, x, site=name, seed=seed)
-            objective = LocalLoss(model, own, name)
+            objective = search.objective(model, own, name, num_data=num_data)
             with clock("search"):
                 found = best_rows(objective, x, index, start, **searching)
             with clock("score"):
@@ -221,7 +220,7 @@ def _further(
     Returns:
         Its scores (S / 2, B), itself, and what remains to be gained (B,).
     """
-    objective = LocalLoss(model, family, site)
+    objective = searching["search"].objective(model, family, site, num_data=len(x))
     with torch.no_grad():
         rows = family.params_from(start)
     found = best_rows(objective, x, index, rows, **searching)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference.families import from_noise
+from inference.compiled import Compile, Precision, require_precision, worthwhile
+from inference.families import Family, from_noise
 from inference.noise import BLOCK, OrthogonalNoise, antithetic, like, normal_noise
-from inference.objectives import LocalLoss
+from inference.objectives import LocalLoss, Loss
 from inference.rows import RowNatural, RowOptimizer, optimizer_for
 from inference.scoring import bound_noise, pair_means, require_contract, require_draws
 
@@ -22,6 +23,12 @@ __all__ = ["Candidates", "Search", "best_rows"]
 
 # Share of the judge's draws at each look; most rounds are decided at the first.
 LOOKS = (1 / 64, 1 / 16, 1 / 4, 1)
+# Units within which two rows are near each other.
+NEAR = 2.0
+# What a search is taken to last, warm and cold together, in lengths of the first round; and how many datapoints it
+# moves at once. Only whether to compile depends on these.
+USUAL_ROUNDS = 8
+USUAL_CHUNK = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,12 @@ class Search:
         num_judge_draws: fresh draws at most, in antithetic pairs, that decide whether a round's result is taken and
             whether it converged. They are drawn in looks of 1/64, 1/16, 1/4 of them and all, until no doubt is left.
         num_select_draws: fresh draws at most, in antithetic pairs, that choose between the candidates, in such looks.
+        natural: follow the natural gradient where the family offers it and the loss is the ELBO; else Adam, which takes
+            more steps and is less easily led out of a mode that is narrower than q.
+        compile: run gradients and log weights as compiled code, which gives the same numbers: True, False, or "auto",
+            where there are datapoints enough to win back the seconds that compiling takes.
+        precision: of matrix products in the gradients, "float32" (that of the model) or "bfloat16". What is judged,
+            compared and scored keeps the model's.
     """
 
     lr: float = 1.0
@@ -50,11 +63,16 @@ class Search:
     max_rounds: int = 8
     num_judge_draws: int = 1024
     num_select_draws: int = 512
+    natural: bool = True
+    compile: Compile = "auto"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
+        worthwhile(self.compile, 0)
+        require_precision(self.precision)
         for name, value in asdict(self).items():
-            if not value > 0:
+            if name not in ("natural", "compile", "precision") and not value > 0:
                 raise ValueError(f"search.{name}: expected a positive number; got {value!r}.")
         for name in ("first_round", "max_rounds"):
             if not isinstance(getattr(self, name), int):
@@ -63,6 +81,14 @@ class Search:
             raise ValueError(f"search.first_round: expected at least 4 steps, to average over; got {self.first_round}.")
         for name, least in (("num_particles", 2), ("num_judge_draws", 64), ("num_select_draws", 4)):
             require_draws(getattr(self, name), name=f"search.{name}", least=least)
+
+    def objective(
+        self, model: Callable[..., Any], family: Family, site: str, *, num_data: int, loss: Loss | None = None
+    ) -> LocalLoss:
+        """The loss at a row of so many datapoints, compiled where that pays."""
+        num_calls = USUAL_ROUNDS * self.first_round * math.ceil(num_data / USUAL_CHUNK)
+        compile = worthwhile(self.compile, num_calls)
+        return LocalLoss(model, family, site, loss=loss, compile=compile, precision=self.precision)
 
 
 class Candidates(NamedTuple):
@@ -151,8 +177,11 @@ class Problem:
         rows = rows.detach().clone()
         iterates = rows.clone()
         remaining = torch.full((len(rows),), math.inf, dtype=torch.float64)
+        family = self.objective.family
+        # Correlations are learnt from few draws a step, which leads astray far from the best member.
+        near = stage == "warm" or family.num_params <= 3 * family.num_latents
         optimizer, usual = optimizer_for(
-            self.objective.family, len(rows), like=rows, natural=self.objective.loss.is_elbo
+            family, len(rows), like=rows, natural=settings.natural and self.objective.loss.is_elbo and near
         )
         lr = rows.new_full((len(rows), 1), usual * settings.lr)
         noise = self._noise(stage, like=rows)
@@ -168,8 +197,9 @@ class Problem:
             gain, se, spread = self._judge(
                 active, rows[active], average, stage=stage, step=round_, worth=length * settings.num_particles
             )
-            # What is within its error of no change is taken: an average over more steps is the better guess.
-            better = gain > -2 * se
+            # Along the natural gradient what is within its error of no change is taken: an average over more steps is
+            # the better guess.
+            better = gain > (-2 * se if isinstance(optimizer, RowNatural) else 0)
             rows[active[better]] = average.mean[better]
             iterates[active[~better]] = rows[active[~better]]
             optimizer.forget(active[~better])
@@ -352,16 +382,19 @@ def standard_error(mean: Tensor, squares: Tensor, count: Tensor) -> Tensor:
 def gains(objective: LocalLoss, x: Tensor, old: Tensor, new: Tensor, noise: Iterator[Tensor]) -> Float[Tensor, "S B"]:
     """Differences of the bound between two sets of rows on the same noise, with most of their noise taken out.
 
-    The score of q half way between the rows, along their difference, has mean zero; added, it leaves of the difference
-    what the gradient without the score would integrate to, which at q = posterior has no variance.
+    Where the rows are near each other, the score of q half way between them, along their difference, has mean zero;
+    added, it leaves of the difference what the gradient without the score would integrate to, which at q = posterior
+    has no variance.
     """
     family, middle, nudge = objective.family, (old + new) / 2, 0.05 * (new - old)
+    # Of rows far apart the difference quotient is no score, and there is nothing to gain.
+    near = ((new - old).abs() / family.step_units(middle)).amax(-1) < NEAR
     parts = []
     for part in noise:
         gain = objective.bounds(x, new, part) - objective.bounds(x, old, part)
-        if family.has_log_prob:
+        if family.has_log_prob and bool(near.any()):
             z, _ = from_noise(family(middle), part)
             score = (family(middle + nudge).log_prob(z) - family(middle - nudge).log_prob(z)) / 0.1
-            gain += objective.pairwise(score, lambda draws: draws.mean(1))
+            gain += objective.pairwise(torch.where(near, score, 0), lambda draws: draws.mean(1))
         parts.append(gain)
     return torch.cat(parts)

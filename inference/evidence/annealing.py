@@ -15,7 +15,7 @@ from inference.batches import Data, require_fixed
 from inference.densities import densities
 from inference.estep import refine
 from inference.evidence.path import Annealing, paths
-from inference.families import Constrained, Family
+from inference.families import Constrained, Family, MeanField, on_support
 from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
@@ -24,6 +24,7 @@ from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.results import Evidence
 from inference.scoring import prior_draws, read_chunks, require_contract
+from inference.search import Search
 from inference.weights import weigh
 
 __all__ = ["ais", "as_evidence", "describe_start", "near_posterior"]
@@ -113,8 +114,17 @@ def ais(
 def near_posterior(model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int) -> Local:
     """The members of a family that chains start from: near the best one of each datapoint."""
     own = derive_seed(seed, "ais/search")
-    init = _at_best_prior_draw(model, data, family, site=site, seed=own)
-    refined = refine(model, family, data, site=site, init=init, tol=START_TOL, num_draws=4, seed=own)
+    settings: dict[str, Any] = {"site": site, "tol": START_TOL, "num_draws": 4, "seed": own}
+    plain = on_support(MeanField(family.num_latents), family.support)
+    init = _at_best_prior_draw(model, data, plain, site=site, seed=own)
+    # By Adam until it is settled in its mode, which may be narrow.
+    settled = refine(model, plain, data, init=init, cold=False, search=Search(natural=False, max_rounds=2), **settings)
+    refined = refine(model, plain, data, init=settled.params, **settings)
+    if repr(plain) != repr(family):
+        # From the best independent normals the way to a richer member is short, and from nowhere it is long.
+        rows = family.params_from(plain(refined.params))
+        few = Search(max_rounds=3)
+        refined = refine(model, family, data, init=rows, cold=False, search=few, **settings)
     return Local(family, refined.params.to(device_of(model)), site)
 
 

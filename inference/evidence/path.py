@@ -25,10 +25,11 @@ from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 
-# Transitions of the pilot chains at least: on a short path they make several at each temperature. From a start near the
-# posterior, whose scales are known, thirty leave the acceptance where a hundred do.
-LEAST_PILOT = 100
-LEAST_PILOT_NEAR = 30
+# Transitions of the pilot chains: at the first temperature, where the step size comes from nowhere, and at least at all
+# others together, since on a short path the next is far from the last. From a start near the posterior, whose scales
+# are known, few leave the acceptance where many do.
+PILOT = (20, 100)
+PILOT_NEAR = (20, 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +133,17 @@ class Path:
         free = self.draw_start(annealing.num_pilot_chains, stage="ais/pilot/start", seed=seed)
         betas = annealing.schedule(annealing.num_temperatures)
         fixed = None if self.start is None else _metric_of(self.start)
-        steps = StepSize(free.new_full((len(self.index),), 0.5), target=annealing.hmc.target_accept)
+        # The size that suits a standard normal shrinks slowly with its dimension.
+        size = free.new_full((len(self.index),), free.shape[-1] ** -0.25)
+        steps = StepSize(size, target=annealing.hmc.target_accept)
         point = self.energy.point(free)
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
-        number, least = 0, LEAST_PILOT if fixed is None else LEAST_PILOT_NEAR
+        first, least = PILOT if fixed is None else PILOT_NEAR
+        number = 0
         for t in range(1, annealing.num_temperatures):
             metric = fixed or Metric(square.sqrt())
-            # At the first temperature the step size comes from nowhere; on a short path the next is far from the last.
-            for repeat in range(20 if t == 1 else -(-least // annealing.num_temperatures)):
+            for repeat in range(first if t == 1 else -(-least // annealing.num_temperatures)):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
                 number += 1
                 point, accept = self._move(point, betas[t], noise, steps.value, metric)
