@@ -209,7 +209,7 @@ def measured():
         "estep": {"mnist": part},
         "ais": {
             "leapfrogs": {"ratio_to_2018": {leapfrogs.OURS: {"median": 2.5, "best": 2.0}}},
-            "widths": {"ratio": None, "ladders": ladders, "width": 0.5},
+            "widths": {"ratios": {}, "ladders": ladders, "width": 0.5},
         },
     }
 

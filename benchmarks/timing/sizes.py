@@ -28,7 +28,7 @@ class Sizes:
         adam_steps: the rival's budgets, ascending.
         num_score_draws: draws, in antithetic pairs, that score a result.
         race_rounds: rounds of the race, in each of which every method runs once a threshold.
-        slow_cap: seconds that the slow dynamics may take, a data set each.
+        slow_cap: seconds that the slow dynamics may take, on the first data set.
         longer: how many times longer the two runs behind the reference optimum are.
         num_data: simulated datapoints of the annealing part.
         num_chains: chains of each.
@@ -43,22 +43,22 @@ class Sizes:
 
     datasets: tuple[str, ...] = ("mnist", "fashion-mnist")
     architectures: tuple[tuple[int, ...], ...] = ((784, 400, 20), (784, 200, 200, 50))
-    steps: tuple[tuple[int, int, int], ...] = ((1, 150, 7), (16, 100, 7), (128, 50, 15), (1024, 10, 7))
+    steps: tuple[tuple[int, int, int], ...] = ((1, 150, 5), (16, 100, 5), (128, 50, 11), (1024, 8, 5))
     tiny: tuple[int, ...] = (4, 2, 1)
     tiny_steps: int = 150
-    tiny_rounds: int = 7
+    tiny_rounds: int = 5
     hidden: tuple[int, ...] = (200, 200)
     num_latents: int = 50
     epochs: int = 10
     num_train: int = 50000
     num_images: int = 1000
     num_tune: int = 256
-    rates: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08)
+    rates: tuple[float, ...] = (0.02, 0.04, 0.08)
     thresholds: tuple[float, ...] = (0.05, 0.01)
-    adam_steps: tuple[int, ...] = (50, 100, 200, 400, 800, 1600)
-    num_score_draws: int = 128
+    adam_steps: tuple[int, ...] = (50, 100, 200, 400)
+    num_score_draws: int = 32
     race_rounds: int = 3
-    slow_cap: float = 90.0
+    slow_cap: float = 75.0
     longer: int = 10
     num_data: int = 64
     num_chains: int = 16
@@ -66,8 +66,9 @@ class Sizes:
     rate_rounds: int = 5
     width: float = 0.5
     temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("q*", (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)),
-        ("prior", (25, 40, 60, 90, 135, 200, 300, 450, 675, 1000)),
+        ("encoder", (8, 16, 24, 32, 48, 64, 96, 128)),
+        ("q*", (4, 8, 12, 16, 24, 32, 48, 64)),
+        ("prior", (60, 135, 200, 300, 450, 675, 1000)),
     )
     width_rounds: int = 2
     backend: str = "inductor"
@@ -103,7 +104,7 @@ TINY = Sizes(
     num_chains=4,
     rate_temperatures=4,
     rate_rounds=1,
-    temperatures=(("q*", (2, 8)), ("prior", (4, 32))),
+    temperatures=(("encoder", (2, 8)), ("q*", (2, 8)), ("prior", (4, 32))),
     width_rounds=1,
     backend="aot_eager",
     compile=False,

@@ -9,6 +9,10 @@ from timing import leapfrogs, race, training
 from timing.rounds import ratio
 
 
+# Nats: the mean gap that the race is run to.
+RACE = 0.05
+
+
 class Target(NamedTuple):
     """A ratio.
 
@@ -50,13 +54,14 @@ def _race(record: Mapping[str, Any], slow: str) -> tuple[dict[str, float | None]
     found: dict[str, float | None] = {}
     bound = False
     for name, part in record.get("estep", {}).items():
-        threshold = part[race.SLOW]["below"]
-        ours = part["seconds"].get(f"{race.OURS} < {threshold}")
+        ours = part["seconds"].get(f"{race.OURS} < {RACE}")
+        if slow == race.SLOW and slow not in part:
+            continue
         if slow == race.SLOW:
             theirs = {"median": part[slow]["seconds"], "best": part[slow]["seconds"]}
             bound = bound or not part[slow]["reached"]
         else:
-            theirs = part["seconds"].get(f"{slow} < {threshold}")
+            theirs = part["seconds"].get(f"{slow} < {RACE}")
         ratios = ratio(theirs, ours)
         found[name] = ratios and ratios["median"]
     return found, bound
@@ -87,12 +92,9 @@ def targets(record: Mapping[str, Any]) -> list[Target]:
         lines.append(
             Target(f"AIS leapfrogs a second against 2018, {name}", target, least, {"": found and found["median"]})
         )
-    width = record.get("ais", {}).get("widths", {}).get("ratio")
-    lines.append(
-        Target(
-            "AIS seconds to a mean BDMC width of 0.5, from q* against prior", 20.0, 5.0, {"": width and width["median"]}
-        )
-    )
+    widths = record.get("ais", {}).get("widths", {}).get("ratios", {})
+    best = max((found["median"] for found in widths.values() if found), default=None)
+    lines.append(Target("AIS seconds to a mean BDMC width of 0.5, near start against prior", 20.0, 5.0, {"": best}))
     return lines
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from inference import HMC, Annealing, MeanField, simulate
 from inference.evidence.annealing import as_evidence, near_posterior
 from inference.evidence.path import paths
-from inference.guides import Local
 from inference.isolation import frozen
 from inference.noise import seeded
 from inference.results.summary import summarise
@@ -22,10 +21,12 @@ from timing.rounds import alternate, ratio, summary
 from timing.sizes import Sizes
 
 
-def searched(vae: VAE, x: Tensor, start: str, num_latents: int, *, seed: int) -> tuple[Local | None, float]:
-    """Where chains start: near the best mean-field q of each datapoint, or the prior; and the seconds of the search."""
-    if start != "q*":
+def searched(vae: VAE, x: Tensor, start: str, num_latents: int, *, seed: int) -> tuple[Any, float]:
+    """Where chains start: the encoder's q, near the best mean-field q, or the prior; and the seconds of the search."""
+    if start == "prior":
         return None, 0.0
+    if start == "encoder":
+        return vae.guide, 0.0
     began = time.perf_counter()
     found = near_posterior(vae.model, x, MeanField(num_latents), site="z", seed=seed)
     return found, time.perf_counter() - began
@@ -36,7 +37,7 @@ def anneal(
     z: Tensor,
     x: Tensor,
     annealing: Annealing,
-    origin: Local | None,
+    origin: Any,
     *,
     backward: bool,
     seed: int,
@@ -100,5 +101,5 @@ def until_close(vae: VAE, data: Tensor, sizes: Sizes, probe: Probe) -> dict[str,
         "schedule": repr(Annealing().schedule),
         "ladders": ladders,
         "seconds": times,
-        "ratio": ratio(times.get("prior"), times.get("q*")),
+        "ratios": {start: ratio(times.get("prior"), times.get(start)) for start in times if start != "prior"},
     }
