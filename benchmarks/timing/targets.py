@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from timing import leapfrogs, race, training
 from timing.rounds import ratio
 
-
 # Nats: the mean gap that the race is run to.
 RACE = 0.05
 
