@@ -11,6 +11,7 @@ timed is.
   until it is asked for its next block of steps.
 * E-step: seconds until 1000 held-out images are within 0.05 and 0.01 nat of their best mean-field q.
 * Annealing: leapfrog steps a second, and seconds until the bounds of bidirectional Monte Carlo are 0.5 nat apart.
+* Variational EM: microseconds a datapoint and sweep.
 
 A fixed matrix product is timed between rounds, and within them the work of all cores that was not ours is counted;
 where the one was often slow or the other not small, another process disturbed the run, and the record says so.
@@ -35,11 +36,12 @@ from timing.overhead import profiled, tiny_cell
 from timing.picture import draw
 from timing.race import race
 from timing.sizes import FULL, TINY, Sizes
+from timing.sweeps import sweeps
 from timing.targets import as_records, targets, text_of, training_text
 from timing.training import cells, methods, table
 from timing.widths import until_close
 
-PARTS = ("training", "estep", "ais")
+PARTS = ("training", "estep", "ais", "em")
 
 
 def measure_training(
@@ -75,6 +77,8 @@ def run(
             record[part] = measure_training(sizes, cache, log, probe, numpyro=numpyro, pythae=pythae)
         elif part == "estep":
             record[part] = {name: race(name, sizes, cache, probe) for name in sizes.datasets}
+        elif part == "em":
+            record[part] = sweeps(sizes.datasets[0], sizes, cache)
         else:
             vae = trained(sizes.datasets[0], sizes, cache)
             x = images(sizes.datasets[0], cache)["test"].float()
