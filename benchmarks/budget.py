@@ -71,6 +71,8 @@ def fit(
         batch_size=min(preset.batch_size, len(data)),
         optimizer=meter.optimizer,
         local_steps=engine.local_steps,
+        # The meter counts the decoder's calls, and compiled code makes none.
+        compile=False,
     )
     # The library checks values throughout the first epoch, which is all that a budget may allow where N is large.
     with pyro.validation_enabled(is_validate=False), meter:

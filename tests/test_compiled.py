@@ -448,6 +448,20 @@ def test_what_no_graph_can_stand_for_runs_as_it_is():
     before = counter.calls
     assert torch.equal(made(x)[0], x * (before + 1))
 
+    # A hook that counts, too.
+    layer = nn.Linear(2, 2)
+
+    def count(module, inputs, output):  # noqa: ARG001
+        counter.calls += 1
+
+    layer.register_forward_hook(count)
+    made = Compiled(lambda x: (layer(x).detach(),), layer, name="the test", backend=graph_alone)
+    with pytest.warns(RuntimeWarning, match="it changes Counter.calls as it runs"):
+        made(x)
+    before = counter.calls
+    made(x)
+    assert counter.calls == before + 1
+
     def remembers(x):
         kept["last"] = kept["last"] + x
         return (kept["last"],)

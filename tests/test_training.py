@@ -203,3 +203,12 @@ def test_the_short_way_to_fused_adam_is_adam():
             state = copy.deepcopy(fast.state_dict())
             fast = Adam(lr=0.1)(ours)
             fast.load_state_dict(state)
+
+
+def test_hooks_of_the_optimiser_are_called():
+    leaf = nn.Parameter(torch.ones(2))
+    optimizer, seen = Adam(lr=0.1)([leaf]), []
+    optimizer.register_step_post_hook(lambda *_: seen.append(leaf.detach().clone()))
+    for _ in range(2):
+        optimizer.descend([torch.ones(2)])
+    assert len(seen) == 2 and seen[1].max() < seen[0].max() < 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +54,14 @@ class Facts:
         self._modules: list[dict[str, Any]] = []
         self._sized: list[tuple[Any, str]] = []
         seen: set[int] = set()
+        called: list[Any] = []
         for root in modules_of(*programs):
             for path, module in root.named_modules():
                 if id(module) not in seen:
                     seen.add(id(module))
                     self._look_into(module, ".".join(filter(None, (type(root).__name__, path))))
-        for value in reached_by(*programs):
+                    called += _called_by(module)
+        for value in reached_by(*programs, *called):
             if isinstance(value, FunctionType):
                 self._look_at_names(value, seen)
             elif not isinstance(value, nn.Module | list | tuple | dict | set) and _is_users(type(value)):
@@ -166,6 +169,12 @@ class Facts:
             self._tensors.append((value, where))
         elif isinstance(value, list | dict | set):
             self._contents.append((value, _content(value), where))
+
+
+def _called_by(module: nn.Module) -> list[Any]:
+    """Functions that run with a module: its hooks, and those put into its attributes."""
+    hooks = [hook for key in _MODULE_DICTIONARIES[3:] for hook in vars(module)[key].values()]
+    return hooks + [value for value in vars(module).values() if isinstance(value, FunctionType | MethodType | partial)]
 
 
 def _is_users(definition: type | FunctionType) -> bool:

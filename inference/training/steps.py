@@ -56,8 +56,15 @@ class FusedAdam(torch.optim.Adam):
     def descend(self, grads: Sequence[Tensor | None]) -> None:
         """One step down these gradients, those of the leaves in their order; where there is none, a leaf stays.
 
-        It does what `step` does with the same numbers in `.grad`.
+        It does what `step` does with the same numbers in `.grad`, and leaves the work to it where hooks wait for it.
         """
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
+            leaves = self.param_groups[0]["params"]
+            for leaf, grad in zip(leaves, grads, strict=True):
+                leaf.grad = grad
+            self.step()
+            self.zero_grad(set_to_none=True)
+            return
         (group,) = self.param_groups
         pairs = [(leaf, grad) for leaf, grad in zip(group["params"], grads, strict=True) if grad is not None]
         if not self.state:
