@@ -121,12 +121,13 @@ class Energy:
         self.is_reduced = hmc.precision != "float32"
         self._terms = terms
         compile = worthwhile(hmc.compile, num_transitions * hmc.num_leapfrog)
-        precision = hmc.precision
-        self._point = Compiled(self._terms_and_slopes, *programs, name="the log density of HMC", compile=compile)
+        # Pilot chains are fewer than those that count, and both are called often.
+        settings: dict[str, Any] = {"compile": compile, "patience": 1}
+        self._point = Compiled(self._terms_and_slopes, *programs, name="the log density of HMC", **settings)
         self._slopes = Compiled(
-            self._slopes_alone, *programs, name="the force of HMC", compile=compile, precision=precision
+            self._slopes_alone, *programs, name="the force of HMC", precision=hmc.precision, **settings
         )
-        self._values = Compiled(self._terms_alone, *programs, name="the energy of HMC", compile=compile)
+        self._values = Compiled(self._terms_alone, *programs, name="the energy of HMC", **settings)
 
     def at(self, *inputs: Tensor) -> Energy:
         """The same log density at other inputs."""

@@ -66,9 +66,9 @@ class Sizes:
     rate_rounds: int = 5
     width: float = 0.5
     temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("encoder", (8, 16, 24, 32, 48, 64, 96, 128)),
-        ("q*", (4, 8, 12, 16, 24, 32, 48, 64)),
-        ("prior", (60, 135, 200, 300, 450, 675, 1000)),
+        ("encoder", (16, 20, 24, 28, 32, 48, 64, 96, 128)),
+        ("q*", (4, 6, 8, 10, 12, 16, 24, 32, 48, 64)),
+        ("prior", (200, 250, 300, 350, 400, 500, 700, 1000)),
     )
     width_rounds: int = 2
     backend: str = "inductor"

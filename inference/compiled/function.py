@@ -79,6 +79,7 @@ class Compiled:
         name: what it does, for the warning.
         compile: False: run the function itself.
         precision: of matrix products.
+        patience: calls after which a shape beside the first one is compiled, too.
         backend: makes a callable of a graph and example inputs.
 
     Example:
@@ -97,6 +98,7 @@ class Compiled:
         name: str,
         compile: bool = True,  # noqa: FBT001, FBT002
         precision: Precision = "float32",
+        patience: int = CALLS_OF_ANOTHER_SHAPE,
         backend: Callable[[GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]] | None = None,
     ) -> None:
         self.function = function
@@ -104,6 +106,7 @@ class Compiled:
         self.name = name
         self.backend = backend or inductor
         self.compile = compile
+        self.patience = patience
         self.precision = precision
         self.num_traces = 0
         self.reason: str | None = None
@@ -126,7 +129,7 @@ class Compiled:
         if entry is not None and entry.facts.hold():
             return _run(entry, args)
         count = self._seen[key] = self._seen.get(key, 0) + 1
-        if entry is None and self._entries and count < CALLS_OF_ANOTHER_SHAPE:
+        if entry is None and self._entries and count < self.patience:
             return self._eager(*args)
         try:
             return self._compile(key, args)
