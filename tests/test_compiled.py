@@ -589,6 +589,27 @@ def test_wrong_code_does_not_pass_the_first_comparison():
         assert torch.equal(value, torch.ones(2).exp()) and not fast.is_compiled
 
 
+def test_a_refused_comparison_draws_and_writes_once():
+    """The call that is compared leaves the generator and the buffers where the function itself leaves them."""
+
+    def wrong(graph, inputs):  # noqa: ARG001
+        return lambda *inputs: [output + 1e-3 for output in graph(*inputs)]
+
+    ends = []
+    for backend in (wrong, None):
+        layer = nn.BatchNorm1d(2)
+        made = Compiled(
+            lambda x, layer=layer: (layer(x + torch.randn(4, 2)).detach(),),
+            layer,
+            name="the test",
+            compile=backend is not None,
+            backend=backend,
+        )
+        with seeded(0), pytest.warns(RuntimeWarning, match="other numbers") if backend else nullcontext():
+            ends.append([made(torch.ones(4, 2))[0], layer.running_mean, layer.num_batches_tracked, torch.rand(1)])
+    agree(*ends)
+
+
 def test_without_a_compiler_a_fit_goes_on(monkeypatch):
     def missing(graph, inputs):
         raise RuntimeError("No working C++ compiler found")

@@ -170,7 +170,10 @@ class Compiled:
         return _kept[key]
 
     def _compare(self, entry: _Entry, args: Sequence[Tensor]) -> Outputs:
-        """Run both forms from one state of everything, and refuse a compiled one that differs."""
+        """Run both forms from one state of everything, and leave a function alone whose compiled form differs.
+
+        What it drew and wrote must not be done twice: the function's own outputs are those of this call then.
+        """
         captured = entry.traced.captured
         before = [tensor.detach().clone() for tensor in captured]
         with own_random_state():
@@ -184,18 +187,19 @@ class Compiled:
                     for tensor, value in zip(captured, before, strict=True):
                         tensor.copy_(value)
         eager = self._eager(*args)
-        if (change := entry.facts.change()) is not None:
-            raise NotTraceable(f"it changes {change} as it runs")
         pairs = [*zip(compiled, eager, strict=True), *zip(written, captured, strict=True)]
-        for ours, theirs in pairs:
-            if (ours is None) != (theirs is None) or (ours is not None and self._differ(ours, theirs)):
-                raise NotTraceable(
-                    "its compiled form gives other numbers: it may depend on random numbers that are not torch's, or "
-                    "on something that changes from call to call"
-                )
-        return compiled
+        if (change := entry.facts.change()) is not None:
+            self._leave_alone(f"it changes {change} as it runs")
+        elif any((ours is None) != (theirs is None) or self._differ(ours, theirs) for ours, theirs in pairs):
+            self._leave_alone(
+                "its compiled form gives other numbers: it may depend on random numbers that are not torch's, or on "
+                "something that changes from call to call"
+            )
+        return compiled if self.reason is None else eager
 
-    def _differ(self, ours: Tensor, theirs: Any) -> bool:
+    def _differ(self, ours: Tensor | None, theirs: Tensor | None) -> bool:
+        if ours is None or theirs is None:
+            return False
         ours, theirs = ours.detach(), theirs.detach()
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             return True
