@@ -23,7 +23,7 @@ from inference import (
     fit_svi,
     sample_posterior,
 )
-from inference.compiled import Compiled, worthwhile
+from inference.compiled import Compiled, inductor, worthwhile
 from inference.compiled.function import CALLS_OF_ANOTHER_SHAPE, CALLS_THAT_PAY
 from inference.isolation import private_store, trainable
 from inference.noise import seeded
@@ -283,6 +283,24 @@ def test_inductor_has_the_numbers_too():
         fits.append((fit, vae.state_dict()))
     (fast, one), (plain, other) = fits
     agree([fast.elbo, *one.values()], [plain.elbo, *other.values()])
+
+
+def test_cheaper_forms_are_the_same_functions():
+    """Those of `inference.compiled.decompositions`, through Inductor: values, slopes, and what is not a number."""
+
+    def values(x):
+        x = x.requires_grad_()
+        filled = torch.where(x.isnan(), 0.0, x)
+        out = nn.functional.elu(filled), nn.functional.elu(filled, alpha=1.7)
+        return *[one.detach() for one in out], *torch.autograd.grad((out[0] + out[1].square()).sum(), x)
+
+    x = torch.tensor([float("nan"), -1e3, -30.0, -2.0, -1e-7, -0.0, 0.0, 1e-7, 1.0, 50.0, 1e3] * 20)
+    for dtype, tolerance in ((torch.float64, 1e-15), (torch.float32, 2e-7)):
+        run = compiled(values, backend=inductor)
+        for scale in (1.0, 0.5):
+            point = (scale * x).to(dtype)
+            for ours, theirs in zip(run(point.clone()), values(point.clone()), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.compiled.decompositions import CHEAPER
 from inference.compiled.facts import Facts
 
 __all__ = ["Function", "NotTraceable", "Traced", "trace", "tracing"]
@@ -99,7 +100,8 @@ def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
     token = tracing.set(True)
     try:
         with _pyro_on_tensors_without_values(), pyro.validation_enabled(is_validate=False):
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+            record = make_fx(function, decomposition_table=CHEAPER, tracing_mode="fake", _allow_non_fake_inputs=True)
+            graph = record(*args)
     except NotTraceable:
         facts.restore()
         raise
