@@ -31,7 +31,8 @@ class HMC:
 
     Attributes:
         num_leapfrog: L, steps of a trajectory; each costs one gradient of log p(x, z).
-        target_accept: mean acceptance probability that step sizes are adapted to.
+        target_accept: mean acceptance probability that step sizes are adapted to. Between 0.6 and 0.9 a transition's
+            worth for the mean over draws changes little; annealing gains from the upper half of it.
         jitter: j, each trajectory's step size is multiplied by a number uniform in [1 - j, 1 + j], so that no
             trajectory keeps returning to where it began.
         compile: run log densities and forces as compiled code, which gives the same numbers: True, False, or "auto",
@@ -42,10 +43,11 @@ class HMC:
     References:
         Neal (2011), MCMC using Hamiltonian dynamics.
         Beskos, Pillai, Roberts, Sanz-Serna & Stuart (2013), Optimal tuning of the hybrid Monte Carlo algorithm.
+        Betancourt, Byrne & Girolami (2014), Optimizing the integrator step size for Hamiltonian Monte Carlo.
     """
 
     num_leapfrog: int = 5
-    target_accept: float = 0.65
+    target_accept: float = 0.8
     jitter: float = 0.2
     compile: Compile = "auto"
     precision: Precision = "float32"
@@ -55,7 +57,7 @@ class HMC:
         if isinstance(self.num_leapfrog, bool) or not isinstance(self.num_leapfrog, int) or self.num_leapfrog < 1:
             raise ValueError(f"num_leapfrog: expected a positive integer; got {self.num_leapfrog!r}. Try 5.")
         if not 0 < self.target_accept < 1:
-            raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.65.")
+            raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.8.")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter: expected a number in [0, 1); got {self.jitter!r}. Try 0.2.")
         worthwhile(self.compile, 0)

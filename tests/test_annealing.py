@@ -119,6 +119,17 @@ def test_the_true_latents_belong_to_the_backward_chains_alone(oracle, monkeypatc
     assert not torch.equal(before.upper.value, after.upper.value)
 
 
+@pytest.mark.parametrize("num_temperatures", [2, 3, 12, 40, 1000])
+def test_pilot_chains_go_all_the_way(num_temperatures):
+    """At every temperature between the ends from the prior; from near the posterior rarely, but at the last one."""
+    near, far = (path_module._pilot_transitions(num_temperatures, is_near=is_near) for is_near in (True, False))
+    assert len(near) == len(far) == num_temperatures - 1
+    assert near[0] == path_module.PILOT_NEAR[0] and far[0] == path_module.PILOT[0]
+    assert min(far) >= 1
+    if num_temperatures > 2:
+        assert near[-1] >= 1 and sum(near[1:]) == max(path_module.PILOT_NEAR[1], (num_temperatures - 2) // 10)
+
+
 @pytest.mark.parametrize("start", [None, "guide"])
 def test_pilot_chains_share_no_draw_with_those_that_count(oracle, start, monkeypatch):
     model, x = program(oracle).model, torch.tensor(oracle.draw(4))

@@ -66,8 +66,8 @@ def test_linear_draws_have_the_exact_mean_and_covariance(start):
     assert 0.85 < np.sqrt((off**2).mean()) < 1.15  # errors of chains that agree are neither too small nor too large
     assert draws.converged.all() and draws.notes() == []
     assert draws.settings["seed"] == 0 and start in draws.settings["start"]
-    assert draws.acceptance.mean().item() == pytest.approx(0.65, abs=0.03)
-    assert (draws.acceptance - 0.65).abs().max() < 0.15
+    assert draws.acceptance.mean().item() == pytest.approx(HMC().target_accept, abs=0.03)
+    assert (draws.acceptance - HMC().target_accept).abs().max() < 0.15
 
 
 def test_record_is_that_of_its_draws():
@@ -135,7 +135,9 @@ def square(x):
 
 
 def test_superchains_stuck_in_different_modes_are_flagged():
-    draws = sample_posterior(square, torch.full((12, 1), 4.0), chains_per_superchain=8, num_warmup=100, seed=0)
+    hmc = HMC(target_accept=0.65)
+    x = torch.full((12, 1), 4.0)
+    draws = sample_posterior(square, x, chains_per_superchain=8, num_warmup=100, hmc=hmc, seed=0)
     modes = draws.z.sign().mean((1, 3))
     assert (modes.abs() == 1).all()  # no chain ever crosses
     split = modes.mean(0).abs() < 1
@@ -151,8 +153,10 @@ def test_superchains_stuck_in_different_modes_are_flagged():
 @pytest.mark.parametrize("num_warmup", [0, 10, 15])
 def test_too_little_warm_up_is_flagged(num_warmup):
     oracle = LinearOracle.random(50, 4, scale=0.2)
+    # Steps that are too long for a start from afar.
+    hmc = HMC(num_leapfrog=2, target_accept=0.65)
     draws = sample_posterior(
-        linear(oracle).model, torch.tensor(oracle.draw(10)), num_warmup=num_warmup, hmc=HMC(num_leapfrog=2), seed=0
+        linear(oracle).model, torch.tensor(oracle.draw(10)), num_warmup=num_warmup, hmc=hmc, seed=0
     )
     assert (draws.nested_rhat > 1.01).all()
     notes = " ".join(draws.notes())

@@ -35,7 +35,7 @@ class Sizes:
         rate_temperatures: temperatures of a timing block of leapfrogs.
         rate_rounds: rounds of them.
         width: nats, the mean width of the two bounds that is to be reached.
-        temperatures: by start, numbers of temperatures that are tried, ascending.
+        temperatures: by route from start to posterior, numbers of temperatures that are tried, ascending.
         width_rounds: rounds of the runs that reach it.
         backend: of `torch.compile`; "inductor" but where only the way there is tried.
         compile: of this library's settings.
@@ -66,9 +66,11 @@ class Sizes:
     rate_rounds: int = 5
     width: float = 0.5
     temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
-        ("encoder", (16, 20, 24, 28, 32, 48, 64, 96, 128)),
-        ("q*", (4, 6, 8, 10, 12, 16, 24, 32, 48, 64)),
-        ("prior", (200, 250, 300, 350, 400, 500, 700, 1000)),
+        ("encoder", (10, 12, 14, 16, 20, 24, 32, 48, 64)),
+        ("encoder, bf16 forces", (10, 12, 14, 16, 20, 24, 32, 48, 64)),
+        ("q*", (4, 6, 8, 10, 12, 16, 24, 32)),
+        ("prior", (200, 250, 300, 350, 400, 500, 700)),
+        ("prior, as published", (300, 350, 400, 500, 700)),
     )
     width_rounds: int = 2
     backend: str = "inductor"
@@ -104,7 +106,7 @@ TINY = Sizes(
     num_chains=4,
     rate_temperatures=4,
     rate_rounds=1,
-    temperatures=(("encoder", (2, 8)), ("q*", (2, 8)), ("prior", (4, 32))),
+    temperatures=(("encoder", (2, 8)), ("q*", (2, 8)), ("prior, as published", (4, 32))),
     width_rounds=1,
     backend="aot_eager",
     compile=False,

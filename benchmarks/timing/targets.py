@@ -10,6 +10,8 @@ from timing.rounds import ratio
 
 # Nats: the mean gap that the race is run to.
 RACE = 0.05
+# The routes of annealing that are judged: from the encoder, which costs no search, in both precisions.
+NEAR = ("encoder", "encoder, bf16 forces")
 
 
 class Target(NamedTuple):
@@ -91,9 +93,9 @@ def targets(record: Mapping[str, Any]) -> list[Target]:
         lines.append(
             Target(f"AIS leapfrogs a second against 2018, {name}", target, least, {"": found and found["median"]})
         )
-    widths = record.get("ais", {}).get("widths", {}).get("ratios", {})
-    best = max((found["median"] for found in widths.values() if found), default=None)
-    lines.append(Target("AIS seconds to a mean BDMC width of 0.5, near start against prior", 20.0, 5.0, {"": best}))
+    found = record.get("ais", {}).get("widths", {}).get("ratios", {})
+    widths_of = {name: found[name] and found[name]["median"] for name in NEAR if name in found}
+    lines.append(Target("AIS seconds to a width of 0.5, against the prior as published", 20.0, 5.0, widths_of))
     return lines
 
 

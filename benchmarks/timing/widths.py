@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from studies.common import say
 from torch import Tensor
@@ -19,6 +19,25 @@ from pyro_vae import VAE
 from timing.machine import Probe
 from timing.rounds import alternate, ratio, summary
 from timing.sizes import Sizes
+
+PUBLISHED = "prior, as published"
+
+
+class Route(NamedTuple):
+    """A start and how chains move from there: "prior", "encoder" or "q*", and options of `HMC`."""
+
+    start: str
+    options: dict[str, Any]
+
+
+# Wu et al. (2017): ten leapfrog steps, 65 % acceptance; the schedule is the same for all. The others are as `ais` is.
+ROUTES = {
+    "encoder": Route("encoder", {}),
+    "encoder, bf16 forces": Route("encoder", {"precision": "bfloat16"}),
+    "q*": Route("q*", {}),
+    "prior": Route("prior", {}),
+    PUBLISHED: Route("prior", {"num_leapfrog": 10, "target_accept": 0.65}),
+}
 
 
 def searched(vae: VAE, x: Tensor, start: str, num_latents: int, *, seed: int) -> tuple[Any, float]:
@@ -71,16 +90,14 @@ def whole(vae: VAE, z: Tensor, x: Tensor, annealing: Annealing, start: str, *, s
 
 
 def until_close(vae: VAE, data: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
-    """The first number of temperatures at which the mean width is small enough, and the seconds it takes, by start.
-
-    Both starts have the same transitions and the sigmoidal schedule of Wu et al. (2017).
-    """
+    """The first number of temperatures at which the mean width is small enough, and the seconds it takes, by route."""
     z, x = simulate(vae.model, data, num_data=sizes.num_data, seed=0)
-    hmc = HMC(compile=sizes.compile)
     ladders: dict[str, list[dict[str, Any]]] = {}
     blocks: dict[str, Callable[[], float]] = {}
-    for start, temperatures in sizes.temperatures:
-        ladders[start] = []
+    for name, temperatures in sizes.temperatures:
+        start, options = ROUTES[name]
+        hmc = HMC(compile=sizes.compile, **options)
+        ladders[name] = []
         # The same seed finds the same rows, so one search serves all rungs; the race below searches anew.
         origin, search = searched(vae, x, start, sizes.num_latents, seed=0)
         for number in temperatures:
@@ -88,18 +105,19 @@ def until_close(vae: VAE, data: Tensor, sizes: Sizes, probe: Probe) -> dict[str,
             seconds, width = anneal(vae, z, x, annealing, origin, backward=True, seed=0)
             assert width is not None  # noqa: S101 (it was asked for)
             rung = {"temperatures": number, "search_seconds": search, "seconds": search + seconds, "width": width}
-            ladders[start].append(rung)
-            say(f"AIS from the {start}, {number} temperatures: width {width['mean']:.2f}, {search + seconds:.1f} s")
+            ladders[name].append(rung)
+            say(f"AIS from the {name}, {number} temperatures: width {width['mean']:.2f}, {search + seconds:.1f} s")
             if width["mean"] < sizes.width:
-                blocks[start] = lambda annealing=annealing, start=start: whole(vae, z, x, annealing, start, seed=0)
+                blocks[name] = lambda annealing=annealing, start=start: whole(vae, z, x, annealing, start, seed=0)
                 break
-    times = {start: summary(found) for start, found in alternate(blocks, sizes.width_rounds, probe).items()}
+    times = {name: summary(found) for name, found in alternate(blocks, sizes.width_rounds, probe).items()}
     return {
         "num_data": sizes.num_data,
         "num_chains": sizes.num_chains,
         "width": sizes.width,
         "schedule": repr(Annealing().schedule),
+        "routes": {name: route._asdict() for name, route in ROUTES.items()},
         "ladders": ladders,
         "seconds": times,
-        "ratios": {start: ratio(times.get("prior"), times.get(start)) for start in times if start != "prior"},
+        "ratios": {name: ratio(times.get(PUBLISHED), times.get(name)) for name in times if name != PUBLISHED},
     }

@@ -25,11 +25,12 @@ from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
 
-# Transitions of the pilot chains: at the first temperature, where the step size comes from nowhere, and at least at all
-# others together, since on a short path the next is far from the last. From a start near the posterior, whose scales
-# are known, few leave the acceptance where many do.
+# Transitions of the pilot chains: at the first temperature, where the step size comes from nowhere, and at all others
+# together. From the prior at least one at each, since on a short path the next is far from the last; from a start near
+# the posterior, whose scales are known and whose step sizes change little on the way, a few suffice: so many, or one
+# at every tenth temperature.
 PILOT = (20, 100)
-PILOT_NEAR = (20, 30)
+PILOT_NEAR = (8, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +140,10 @@ class Path:
         point = self.energy.point(free)
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
-        first, least = PILOT if fixed is None else PILOT_NEAR
         number = 0
-        for t in range(1, annealing.num_temperatures):
+        for t, count in enumerate(_pilot_transitions(annealing.num_temperatures, is_near=fixed is not None), start=1):
             metric = fixed or Metric(square.sqrt())
-            for repeat in range(first if t == 1 else -(-least // annealing.num_temperatures)):
+            for repeat in range(count):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
                 number += 1
                 point, accept = self._move(point, betas[t], noise, steps.value, metric)
@@ -194,6 +194,17 @@ class Path:
         with pyro.validation_enabled(is_validate=False):
             hmc = self.annealing.hmc
             return transition(self.energy, point, weights, noise, step_size=step_size, metric=metric, hmc=hmc)
+
+
+def _pilot_transitions(num_temperatures: int, *, is_near: bool) -> list[int]:
+    """How many the pilot chains make at each inverse temperature but the first and the last."""
+    first, others = PILOT_NEAR if is_near else PILOT
+    rest = num_temperatures - 2
+    if not is_near:
+        return [first] + [-(-others // num_temperatures)] * rest
+    others = max(others, rest // 10)
+    # Evenly, and the last of them at the end.
+    return [first] + [(n + 1) * others // rest - n * others // rest for n in range(rest)]
 
 
 def paths(
