@@ -161,9 +161,7 @@ class Energy:
         grads = [
             torch.autograd.grad(value.sum(), z, retain_graph=n + 1 < len(values))[0] for n, value in enumerate(values)
         ]
-        slopes = torch.stack(grads)
-        # As nan_to_num would, which compiled code does one number at a time.
-        return torch.stack(values), torch.where(slopes.abs() < math.inf, slopes, 0.0)
+        return torch.stack(values), torch.stack(grads).nan_to_num(0.0, 0.0, 0.0)
 
     def _slopes_alone(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor]:
         return (self._terms_and_slopes(z, *inputs)[1],)

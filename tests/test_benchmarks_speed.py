@@ -249,14 +249,19 @@ def test_plain_network_has_the_sizes_of_ours():
     assert sum(w.numel() for w in plain.parameters()) == sum(w.numel() for w in ours.parameters())
 
 
-@pytest.mark.parametrize("part", ["estep", "ais"])
+@pytest.mark.parametrize("part", ["precision", "estep", "ais", "em"])
 def test_a_part_runs(part, tmp_path):
     torch.set_default_dtype(torch.float32)
     record = speed.run(sizes.TINY, [part], tmp_path, tmp_path / "kept", numpyro=None, pythae=None)
     json.dumps(record)
     assert part in record and record["disturbance"]["rounds"] > 0
     picture.draw(record, tmp_path / "speed.png")
-    if part == "estep":
+    assert markdown.tables([record])
+    if part == "precision":
+        assert len(record[part]["elbo"]["bfloat16"]) == 2 and record[part]["difference"]["se"] > 0
+    elif part == "em":
+        assert record[part]["num_data"] == 600 and record[part]["1 steps"]["us_a_datapoint"] > 0
+    elif part == "estep":
         (found,) = record["estep"].values()
         assert found["reference"]["elbo"] < 0 and found["ladders"][race.ADAM][-1]["gap"] < found["start_gap"]
     else:

@@ -1,4 +1,4 @@
-"""Records as the tables of docs/speed.md, one run or several beside each other."""
+"""Records as the tables and sentences of docs/speed.md, one run or several beside each other."""
 
 from __future__ import annotations
 
@@ -75,6 +75,27 @@ def annealing_table(part: Record) -> str:
     return rows_of(["annealing", ""], rows)
 
 
+def sentences(record: Record) -> list[str]:
+    """What one number says: the effect of bf16, and the cost of a sweep."""
+    found = []
+    if "precision" in record:
+        one = record["precision"]
+        effect, number = one["difference"], len(one["elbo"]["float32"])
+        found.append(
+            f"Held-out ELBO after a fit in bf16 less that in float32: {effect['mean']:+.2f} nats (standard error "
+            f"{effect['se']:.2f} over {number} seeds; {one['epochs']} epochs, {one['num_images']} images)."
+        )
+    if "em" in record:
+        one = record["em"]
+        found += [
+            f"Variational EM, N = {one['num_data']}, {name} a visit: {value['us_a_datapoint']:.0f} us a datapoint and "
+            f"sweep, {value['seconds_a_sweep']:.1f} s a sweep."
+            for name, value in one.items()
+            if isinstance(value, Mapping)
+        ]
+    return found
+
+
 def tables(records: Sequence[Record]) -> str:
     """All tables: the targets of every run, and the rest of the first."""
     first = records[0]
@@ -88,4 +109,5 @@ def tables(records: Sequence[Record]) -> str:
         parts.append(race_table(first["estep"]))
     if "ais" in first:
         parts.append(annealing_table(first["ais"]))
+    parts += sentences(first)
     return "\n\n".join(parts)

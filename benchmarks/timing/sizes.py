@@ -21,6 +21,7 @@ class Sizes:
         num_latents: its D.
         epochs: that it is trained for.
         num_train: images it is trained on at most.
+        precision_seeds: fits in each precision whose held-out ELBOs are compared.
         num_images: held-out images of the race.
         num_tune: training images that the rival's step size is chosen on.
         rates: step sizes that are tried.
@@ -30,6 +31,7 @@ class Sizes:
         race_rounds: rounds of the race, in each of which every method runs once a threshold.
         slow_cap: seconds that the slow dynamics may take, on the first data set.
         longer: how many times longer the two runs behind the reference optimum are.
+        num_sweep: datapoints of variational EM's sweep.
         num_data: simulated datapoints of the annealing part.
         num_chains: chains of each.
         rate_temperatures: temperatures of a timing block of leapfrogs.
@@ -51,6 +53,7 @@ class Sizes:
     num_latents: int = 50
     epochs: int = 10
     num_train: int = 50000
+    precision_seeds: int = 3
     num_images: int = 1000
     num_tune: int = 256
     rates: tuple[float, ...] = (0.02, 0.04, 0.08)
@@ -60,6 +63,7 @@ class Sizes:
     race_rounds: int = 3
     slow_cap: float = 75.0
     longer: int = 10
+    num_sweep: int = 60000
     num_data: int = 64
     num_chains: int = 16
     rate_temperatures: int = 30
@@ -94,6 +98,7 @@ TINY = Sizes(
     num_latents=4,
     epochs=2,
     num_train=600,
+    precision_seeds=2,
     num_images=20,
     num_tune=20,
     rates=(0.02, 0.08),
@@ -102,6 +107,7 @@ TINY = Sizes(
     race_rounds=1,
     slow_cap=2.0,
     longer=2,
+    num_sweep=600,
     num_data=8,
     num_chains=4,
     rate_temperatures=4,

@@ -20,7 +20,8 @@ EPOCHS = 3
 
 def sweeps(name: str, sizes: Sizes, cache: Path) -> dict[str, Any]:
     """Microseconds a datapoint and sweep, E-step and M-step, by the number of E-steps a visit; warm rows."""
-    x = images(name, cache)["train"][: sizes.num_train].float()
+    data = images(name, cache)
+    x = torch.cat([data["train"], data["test"]])[: sizes.num_sweep].float()
     found: dict[str, Any] = {"num_data": len(x), "batch": 128}
     for num_steps in (1, 5):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,4 +31,20 @@ def _isnan(x: Tensor) -> Tensor:
     return x != x  # noqa: PLR0124
 
 
-CHEAPER: dict[Any, Callable[..., Tensor]] = {_aten.elu.default: _elu, _aten.isnan.default: _isnan}
+def _nan_to_num(
+    x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
+    """By comparisons, likewise."""
+    if not x.is_floating_point():
+        return x.clone()
+    largest = torch.finfo(x.dtype).max
+    x = torch.where(x == math.inf, largest if posinf is None else posinf, x)
+    x = torch.where(x == -math.inf, -largest if neginf is None else neginf, x)
+    return torch.where(x != x, 0.0 if nan is None else nan, x)  # noqa: PLR0124
+
+
+CHEAPER: dict[Any, Callable[..., Tensor]] = {
+    _aten.elu.default: _elu,
+    _aten.isnan.default: _isnan,
+    _aten.nan_to_num.default: _nan_to_num,
+}

@@ -80,6 +80,7 @@ class Compiled:
         compile: False: run the function itself.
         precision: of matrix products.
         patience: calls after which a shape beside the first one is compiled, too.
+        at_once: compile the first shape at its first call; else it has to come as often as the others.
         backend: makes a callable of a graph and example inputs.
 
     Example:
@@ -99,6 +100,7 @@ class Compiled:
         compile: bool = True,  # noqa: FBT001, FBT002
         precision: Precision = "float32",
         patience: int = CALLS_OF_ANOTHER_SHAPE,
+        at_once: bool = True,
         backend: Callable[[GraphModule, list[Tensor]], Callable[..., Sequence[Tensor]]] | None = None,
     ) -> None:
         self.function = function
@@ -107,6 +109,7 @@ class Compiled:
         self.backend = backend or inductor
         self.compile = compile
         self.patience = patience
+        self.at_once = at_once
         self.precision = precision
         self.num_traces = 0
         self.reason: str | None = None
@@ -129,7 +132,7 @@ class Compiled:
         if entry is not None and entry.facts.hold():
             return _run(entry, args)
         count = self._seen[key] = self._seen.get(key, 0) + 1
-        if entry is None and self._entries and count < self.patience:
+        if entry is None and (self._entries or not self.at_once) and count < self.patience:
             return self._eager(*args)
         try:
             return self._compile(key, args)

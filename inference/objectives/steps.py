@@ -214,7 +214,10 @@ class LocalLoss(Objective):
         gradient = {"name": "the gradient of the E-step", "compile": compile, "precision": precision}
         self._gradient = Compiled(self._row_gradient, *programs, **gradient)  # type: ignore[arg-type]
         self._weighted_gradient = Compiled(self._weighted_row_gradient, *programs, **gradient)  # type: ignore[arg-type]
-        self._log_weights = Compiled(self._eager_log_weights, *programs, name="the log weights", compile=compile)
+        # A search looks at them in many shapes, few times in each.
+        self._log_weights = Compiled(
+            self._eager_log_weights, *programs, name="the log weights", compile=compile, at_once=False
+        )
 
     def forward(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
