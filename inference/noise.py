@@ -125,7 +125,8 @@ class OrthogonalNoise:
         self.like = like
         # A generator is seeded once for so many windows: of small vectors a step may ask for many.
         self.num_windows = max(1, 64 // num_dims)
-        self._sheets: dict[int, tuple[int, tuple[Tensor, Tensor, Tensor]]] = {}
+        # What was drawn last: for which blocks, which sheet, and the sheet of each.
+        self._sheets: tuple[tuple[int, ...], int, tuple[Tensor, ...]] = ((), -1, ())
 
     def draw(self, index: Int[Tensor, " B"], count: int, *, first: int) -> Float[Tensor, "S B D"]:
         """Vectors number `first` to `first + count - 1` of each datapoint's sequence.
@@ -137,25 +138,25 @@ class OrthogonalNoise:
         """
         index = index.cpu()
         size = self.num_windows * self.num_dims
-        touched, counts = torch.unique_consecutive(index // BLOCK, return_counts=True)
-        parts = []
-        for block, rows in zip(touched.tolist(), index.split(counts.tolist()), strict=True):
-            pieces, at = [], first
-            while at < first + count:
-                sheet, offset = divmod(at, size)
-                stop = min(size, offset + first + count - at)
-                pieces.append(self._vectors(block, sheet, rows - block * BLOCK, offset, stop))
-                at += stop - offset
-            parts.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
-        return torch.cat(parts, dim=1).to(self.like.device)
+        touched, place = torch.unique(index // BLOCK, return_inverse=True)
+        row = index % BLOCK
+        parts, at = [], first
+        while at < first + count:
+            sheet, offset = divmod(at, size)
+            stop = min(size, offset + first + count - at)
+            parts.append(self._vectors(tuple(touched.tolist()), sheet, offset, stop)[place, row].transpose(0, 1))
+            at += stop - offset
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(self.like.device)
 
-    def _vectors(self, block: int, sheet: int, rows: Tensor, start: int, stop: int) -> Float[Tensor, "S B D"]:
-        if self._sheets.get(block, (None,))[0] != sheet:
-            self._sheets[block] = (sheet, self._draw_sheet(block, sheet))
-        directions, signs, radii = self._sheets[block][1]
+    def _vectors(self, blocks: tuple[int, ...], sheet: int, start: int, stop: int) -> Float[Tensor, "N 64 S D"]:
+        """Of every datapoint of these blocks."""
+        if self._sheets[:2] != (blocks, sheet):
+            drawn = zip(*(self._draw_sheet(block, sheet) for block in blocks), strict=True)
+            self._sheets = (blocks, sheet, tuple(map(torch.stack, drawn)))
+        directions, signs, radii = self._sheets[2]
         window = torch.arange(start, stop) // self.num_dims
-        vectors = directions[start:stop].unsqueeze(1) * signs[window][:, rows]
-        return vectors * radii[start:stop, rows].unsqueeze(-1)
+        vectors = directions[:, start:stop].unsqueeze(1) * signs[:, window].transpose(1, 2)
+        return vectors * radii[:, start:stop].transpose(1, 2).unsqueeze(-1)
 
     def _draw_sheet(self, block: int, sheet: int) -> tuple[Tensor, Tensor, Tensor]:
         """Directions (W*D, D), signs (W, 64, D) and radii (W*D, 64) of the W windows of a sheet."""

@@ -293,7 +293,10 @@ def test_cheaper_forms_are_the_same_functions():
         filled = torch.where(x.isnan(), 0.0, x)
         out = nn.functional.elu(filled), nn.functional.elu(filled, alpha=1.7)
         edges = x.detach().nan_to_num(), (1 / x.detach()).nan_to_num(3.0, 4.0, -5.0)
-        return *[one.detach() for one in out], *edges, *torch.autograd.grad((out[0] + out[1].square()).sum(), x)
+        target = torch.where(filled > 0, 0.25, 1.0)
+        loss = nn.functional.binary_cross_entropy_with_logits(filled.clamp(-50, 50), target, reduction="none")
+        total = (out[0] + out[1].square()).sum() + loss.sum()
+        return *[one.detach() for one in (*out, loss)], *edges, *torch.autograd.grad(total, x)
 
     x = torch.tensor(
         [float("nan"), float("inf"), -float("inf"), -1e3, -30.0, -2.0, -1e-7, -0.0, 0.0, 1e-7, 1.0, 50.0, 1e3] * 20
@@ -304,6 +307,22 @@ def test_cheaper_forms_are_the_same_functions():
             point = (scale * x).to(dtype)
             for ours, theirs in zip(run(point.clone()), values(point.clone()), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_products_take_their_bias_in_any_order(dtype):
+    """An affine layer and its slopes, through Inductor: as good as roundings of sums of six terms of size 1 are."""
+
+    def values(x, weight, bias):
+        x = x.detach().requires_grad_()
+        out = nn.functional.elu(nn.functional.linear(x, weight, bias))
+        return out.detach(), *torch.autograd.grad(out.square().sum(), x)
+
+    torch.manual_seed(0)
+    args = [value.to(dtype) for value in (torch.rand(7, 5), torch.rand(3, 5), torch.rand(3))]
+    tolerance = 20 * torch.finfo(dtype).eps
+    for ours, theirs in zip(compiled(values, backend=inductor)(*args), values(*args), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ _ONE_ROUND = {"max_rounds": 1, "num_judge_draws": 64, "num_select_draws": 4}
 LADDER: tuple[dict[str, Any], ...] = (
     *(
         {**_ONE_ROUND, "first_round": steps, "precision": precision}
-        for steps in (36, 44, 52, 64, 128, 200, 280)
+        for steps in (28, 32, 36, 40, 44, 52, 64, 128, 200, 280)
         for precision in ("bfloat16", "float32")
     ),
     {},

@@ -45,7 +45,7 @@ class Sizes:
 
     datasets: tuple[str, ...] = ("mnist", "fashion-mnist")
     architectures: tuple[tuple[int, ...], ...] = ((784, 400, 20), (784, 200, 200, 50))
-    steps: tuple[tuple[int, int, int], ...] = ((1, 150, 5), (16, 100, 5), (128, 50, 11), (1024, 8, 5))
+    steps: tuple[tuple[int, int, int], ...] = ((1, 150, 5), (16, 100, 3), (128, 50, 9), (1024, 8, 3))
     tiny: tuple[int, ...] = (4, 2, 1)
     tiny_steps: int = 150
     tiny_rounds: int = 5
@@ -60,8 +60,8 @@ class Sizes:
     thresholds: tuple[float, ...] = (0.05, 0.01)
     adam_steps: tuple[int, ...] = (50, 100, 200, 400)
     num_score_draws: int = 32
-    race_rounds: int = 3
-    slow_cap: float = 75.0
+    race_rounds: int = 5
+    slow_cap: float = 60.0
     longer: int = 10
     num_sweep: int = 60000
     num_data: int = 64
@@ -73,7 +73,7 @@ class Sizes:
         ("encoder", (10, 12, 14, 16, 20, 24, 32, 48, 64)),
         ("encoder, bf16 forces", (10, 12, 14, 16, 20, 24, 32, 48, 64)),
         ("q*", (4, 6, 8, 10, 12, 16, 24, 32)),
-        ("prior", (200, 250, 300, 350, 400, 500, 700)),
+        ("prior", (250, 300, 350, 400, 500, 700)),
         ("prior, as published", (300, 350, 400, 500, 700)),
     )
     width_rounds: int = 2

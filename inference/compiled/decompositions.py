@@ -43,7 +43,30 @@ def _nan_to_num(
     return torch.where(x != x, 0.0 if nan is None else nan, x)  # noqa: PLR0124
 
 
+def _cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """By log where aten takes log1p, of a number between 1 and 2: as good to a rounding of 1, and as much cheaper."""
+    if weight is not None or pos_weight is not None or reduction != 0:
+        return NotImplemented
+    return (1 - target) * logits + torch.log(1 + torch.exp(-logits.abs())) - logits.clamp_max(0)
+
+
+def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """The bias added by the code that reads the product: aten copies it into every row before it multiplies."""
+    if beta != 1 or alpha != 1 or left.dtype in _HALVES or left.is_cuda:
+        return NotImplemented
+    # Inductor would make the two one again, were they not a view apart.
+    return (torch.mm(left, right).unsqueeze(0) + bias).squeeze(0)
+
+
 CHEAPER: dict[Any, Callable[..., Tensor]] = {
+    _aten.addmm.default: _addmm,
+    _aten.binary_cross_entropy_with_logits.default: _cross_entropy,
     _aten.elu.default: _elu,
     _aten.isnan.default: _isnan,
     _aten.nan_to_num.default: _nan_to_num,
