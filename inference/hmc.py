@@ -100,6 +100,28 @@ class Metric(NamedTuple):
         return (self.factor.mT @ g.movedim(0, -1)).movedim(-1, 0)
 
 
+class Moving(NamedTuple):
+    """Chains on their way: (C, B, D) positions, momenta, and the force there."""
+
+    z: Float[Tensor, "C B D"]
+    r: Float[Tensor, "C B D"]
+    force: Float[Tensor, "C B D"]
+
+
+class Course(NamedTuple):
+    """What does not change on the way.
+
+    Attributes:
+        weights: (T,) of the terms of the log density.
+        size: (C, B, 1) step size.
+        factor: of the metric.
+    """
+
+    weights: Float[Tensor, " T"]
+    size: Float[Tensor, "C B 1"]
+    factor: Tensor
+
+
 class Energy:
     """A log density in terms, of which it is a weighted sum, and their gradients: all that chains ask of a target.
 
@@ -124,12 +146,16 @@ class Energy:
         self._terms = terms
         compile = worthwhile(hmc.compile, num_transitions * hmc.num_leapfrog)
         # Pilot chains are fewer than those that count, and both are called often.
-        settings: dict[str, Any] = {"compile": compile, "patience": 1}
-        self._point = Compiled(self._terms_and_slopes, *programs, name="the log density of HMC", **settings)
+        often: dict[str, Any] = {"compile": compile, "patience": 1}
+        self._leap = Compiled(self._one_leap, *programs, name="the force of HMC", precision=hmc.precision, **often)
+        self._last = Compiled(self._last_leap, *programs, name="the log density of HMC", **often)
+        self._values = Compiled(self._terms_alone, *programs, name="the energy of HMC", **often)
+        # Where chains begin, which many transitions share.
+        seldom: dict[str, Any] = {"compile": compile, "at_once": False}
+        self._point = Compiled(self._terms_and_slopes, *programs, name="the log density where HMC begins", **seldom)
         self._slopes = Compiled(
-            self._slopes_alone, *programs, name="the force of HMC", precision=hmc.precision, **settings
+            self._slopes_alone, *programs, name="the force where HMC begins", precision=hmc.precision, **seldom
         )
-        self._values = Compiled(self._terms_alone, *programs, name="the energy of HMC", **settings)
 
     def at(self, *inputs: Tensor) -> Energy:
         """The same log density at other inputs."""
@@ -140,19 +166,44 @@ class Energy:
     def point(self, z: Float[Tensor, "C B D"]) -> Point:
         """The terms and their gradients at z. A gradient that is not finite is 0: its trajectory is refused anyway."""
         if self.is_reduced:
-            return Point(z.detach(), self.values(z), self.slopes(z))
+            (grads,) = self._slopes(z, *self.inputs)
+            return Point(z.detach(), self.values(z), grads)  # type: ignore[arg-type]
         values, grads = self._point(z, *self.inputs)
         return Point(z.detach(), values, grads)  # type: ignore[arg-type]
-
-    def slopes(self, z: Float[Tensor, "C B D"]) -> Float[Tensor, "T C B D"]:
-        """The gradients alone, at the precision of forces."""
-        (grads,) = self._slopes(z, *self.inputs)
-        return grads  # type: ignore[return-value]
 
     def values(self, z: Float[Tensor, "C B D"]) -> Float[Tensor, "T C B"]:
         """The terms alone, at full precision."""
         (values,) = self._values(z, *self.inputs)
         return values  # type: ignore[return-value]
+
+    def leap(self, moving: Moving, course: Course) -> Moving:
+        """One leapfrog step; on the way only forces count."""
+        return Moving(*self._leap(*moving, *course, *self.inputs)[:3])  # type: ignore[arg-type]
+
+    def last_leap(self, moving: Moving, course: Course) -> tuple[Point, Float[Tensor, "C B D"]]:
+        """The step that ends a trajectory: where it ends, with its terms at full precision, and the momentum there."""
+        if self.is_reduced:
+            z, r, _, grads = self._leap(*moving, *course, *self.inputs)
+            return Point(z, self.values(z), grads), r  # type: ignore[arg-type]
+        z, r, _, grads, values = self._last(*moving, *course, *self.inputs)
+        return Point(z, values, grads), r  # type: ignore[arg-type]
+
+    def _one_leap(self, *args: Tensor) -> tuple[Tensor, ...]:
+        return self._last_leap(*args)[:4]
+
+    def _last_leap(
+        self, z: Tensor, r: Tensor, force: Tensor, weights: Tensor, size: Tensor, factor: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        metric = Metric(factor)
+        # Forces alone may be reduced, not where they lead.
+        with torch.autocast(z.device.type, enabled=False):
+            r = r + 0.5 * size * metric.transpose(force)
+            z = z + size * metric.forward(r)
+        values, grads = self._terms_and_slopes(z, *inputs)
+        with torch.autocast(z.device.type, enabled=False):
+            force = _weighted(weights, grads)
+            r = r + 0.5 * size * metric.transpose(force)
+        return z, r, force, grads, values
 
     def _terms_and_slopes(self, z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
@@ -207,16 +258,11 @@ def transition(
     """
     momentum, jitter, accept = noise.split([noise.shape[-1] - 2, 1, 1], dim=-1)
     size = step_size.unsqueeze(-1) * (1 + hmc.jitter * torch.erf(jitter / math.sqrt(2)))
-    z, r = point.z, momentum
-    force = _weighted(weights, point.grads)
-    for step in range(hmc.num_leapfrog):
-        r = r + 0.5 * size * metric.transpose(force)
-        z = z + size * metric.forward(r)
-        last = step + 1 == hmc.num_leapfrog
-        # On the way only forces count; the energy of where it ends decides.
-        now = energy.point(z) if last else Point(z, point.terms, energy.slopes(z))
-        force = _weighted(weights, now.grads)
-        r = r + 0.5 * size * metric.transpose(force)
+    course = Course(weights.to(point.z), size, metric.factor)
+    moving = Moving(point.z, momentum, _weighted(weights, point.grads))
+    for _ in range(hmc.num_leapfrog - 1):
+        moving = energy.leap(moving, course)
+    now, r = energy.last_leap(moving, course)
     gain = _weighted(weights, now.terms) - _weighted(weights, point.terms)
     log_ratio = gain + 0.5 * (momentum.square().sum(-1) - r.square().sum(-1))
     # From a start without density anything is better; to an end without one, or past all bounds, nothing goes.
@@ -260,4 +306,4 @@ class StepSize:
 
 
 def _weighted(weights: Float[Tensor, " T"], values: Float[Tensor, "T ..."]) -> Tensor:
-    return torch.tensordot(weights.to(values), values, dims=1)
+    return sum(weight * value for weight, value in zip(weights.to(values), values, strict=True))  # type: ignore[return-value]
