@@ -184,9 +184,9 @@ class Energy:
         """The step that ends a trajectory: where it ends, with its terms at full precision, and the momentum there."""
         if self.is_reduced:
             z, r, _, grads = self._leap(*moving, *course, *self.inputs)
-            return Point(z, self.values(z), grads), r  # type: ignore[arg-type]
+            return Point(z, self.values(z), grads), r  # type: ignore[arg-type, return-value]
         z, r, _, grads, values = self._last(*moving, *course, *self.inputs)
-        return Point(z, values, grads), r  # type: ignore[arg-type]
+        return Point(z, values, grads), r  # type: ignore[arg-type, return-value]
 
     def _one_leap(self, *args: Tensor) -> tuple[Tensor, ...]:
         return self._last_leap(*args)[:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,8 @@ def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chain
     """Annealed chains as the 2018 code runs them, written anew from its description.
 
     Eager, from the prior; the gradient taken at both ends of every trajectory, both energies computed once more, the
-    decoder's weights part of the graph, densities by distribution objects that check their arguments; the step size of
-    each chain nudged by 2 % after every acceptance or refusal.
+    decoder's weights part of the graph, densities written out operation by operation; the step size of each chain
+    nudged by 2 % after every acceptance or refusal.
 
     Args:
         decoder: to logits; its parameters require gradients.
@@ -43,25 +44,30 @@ def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chain
         (C N,) log weights.
     """
     x = x.repeat(num_chains, 1)
-    standard = torch.distributions.Normal(torch.zeros(num_latents), torch.ones(num_latents), validate_args=True)
+    mean, log_variance = torch.zeros(len(x), num_latents), torch.zeros(len(x), num_latents)
 
     def log_likelihood(z: Tensor) -> Tensor:
-        return torch.distributions.Bernoulli(logits=decoder(z), validate_args=True).log_prob(x).sum(1)
+        logits = decoder(z)
+        return -(logits.clamp(min=0) - logits * x + torch.log(1 + torch.exp(-logits.abs()))).sum(1)
+
+    def log_prior(z: Tensor) -> Tensor:
+        distance = (z - mean).pow(2) / torch.exp(log_variance)
+        return -0.5 * (num_latents * math.log(2 * math.pi) + log_variance.sum(1) + distance.sum(1))
 
     def energy(z: Tensor, beta: Tensor) -> Tensor:
-        return -(beta * log_likelihood(z) + standard.log_prob(z).sum(1))
+        return -(beta * log_likelihood(z) + log_prior(z))
 
     def slope(z: Tensor, beta: Tensor) -> Tensor:
         z = z.detach().requires_grad_()
         return torch.autograd.grad(energy(z, beta).sum(), z)[0]
 
-    z = standard.sample(torch.Size((len(x),)))
+    z = torch.randn(len(x), num_latents)
     size, accepted = torch.full((len(x), 1), 0.1), torch.zeros(len(x), 1)
     log_w = torch.zeros(len(x))
     for number, (before, beta) in enumerate(zip(betas, betas[1:], strict=False), start=1):
         with torch.no_grad():
             log_w = log_w + (beta - before) * log_likelihood(z)
-        momentum = standard.sample(torch.Size((len(x),)))
+        momentum = torch.randn(len(x), num_latents)
         moved, r = z, momentum - 0.5 * size * slope(z, beta)
         for step in range(NUM_LEAPFROG):
             moved = moved + size * r

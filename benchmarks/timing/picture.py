@@ -51,7 +51,7 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
 
 
 def _training(ax: Axes, cells: list[Mapping[str, Any]]) -> None:
-    colors = dict(zip(ORDER, [*COLORS, *COLORS], strict=False))
+    colors = dict(zip(ORDER, [*COLORS, "#000000"], strict=False))
     for name in ORDER:
         points = [(cell["batch"], cell["ms"][name]["median"]) for cell in cells if name in cell["ms"]]
         if points:
@@ -61,11 +61,15 @@ def _training(ax: Axes, cells: list[Mapping[str, Any]]) -> None:
             ax.plot(*zip(*points, strict=True), style, marker=marker, markersize=3, color=color, label=name)
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="ms a step (median)")
     ax.set_title(f"training {'-'.join(map(str, cells[0]['widths']))}", loc="left")
-    ax.legend(loc="upper left", fontsize=6)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, fontsize=6)
 
 
 def _race(ax: Axes, name: str, found: Mapping[str, Any]) -> None:
-    lines = dict(found["ladders"])
+    lines = {}
+    for method, points in found["ladders"].items():
+        for point in points:
+            reduced = isinstance(point["budget"], Mapping) and point["budget"].get("precision") == "bfloat16"
+            lines.setdefault(f"{method}, bf16" if reduced else method, []).append(point)
     if race.SLOW in found:
         lines[race.SLOW] = found[race.SLOW]["snapshots"]
     for number, (method, points) in enumerate(lines.items()):
