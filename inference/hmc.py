@@ -194,6 +194,7 @@ class Energy:
     def _last_leap(
         self, z: Tensor, r: Tensor, force: Tensor, weights: Tensor, size: Tensor, factor: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
+        """Kick, drift, kick: r + eps A'f / 2, then z + eps A r, then r + eps A'f / 2 with the force there."""
         metric = Metric(factor)
         # Forces alone may be reduced, not where they lead.
         with torch.autocast(z.device.type, enabled=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,8 +31,10 @@ def effect(name: str, sizes: Sizes, cache: Path) -> dict[str, Any]:
         for precision, values in found.items():
             torch.manual_seed(seed)
             vae = build(widths)
-            cell = Cell(data="", widths=widths, batch=128, steps=0, options={"compile": sizes.compile})
-            training = replace(settings(cell, epochs=sizes.epochs), precision=precision)
+            cell = Cell(
+                data="", widths=widths, batch=128, steps=0, options={"compile": sizes.compile, "precision": precision}
+            )
+            training = settings(cell, epochs=sizes.epochs)
             fit_svi(vae.model, vae.guide, x, training=training, seed=seed)  # type: ignore[arg-type]
             values.append(elbo(vae.model, vae.guide, held_out, num_draws=100, seed=0).value.mean().item())  # type: ignore[arg-type]
     differences = [one - other for one, other in zip(found["bfloat16"], found["float32"], strict=True)]
