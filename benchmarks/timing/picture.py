@@ -89,4 +89,4 @@ def _annealing(ax: Axes, found: Mapping[str, Any]) -> None:
     ax.axhline(found["width"], color="#888888", linestyle="--", linewidth=0.8)
     ax.set(xscale="log", yscale="log", xlabel="seconds", ylabel="mean width of the bounds (nats)")
     ax.set_title("annealed importance sampling", loc="left")
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, fontsize=6)
