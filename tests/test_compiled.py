@@ -14,6 +14,7 @@ from torch import nn
 
 from inference import (
     HMC,
+    Adam,
     Annealing,
     FullCovariance,
     Training,
@@ -23,7 +24,8 @@ from inference import (
     fit_svi,
     sample_posterior,
 )
-from inference.compiled import Compiled, inductor, worthwhile
+from inference.compiled import Compiled, inductor, undisturbed, worthwhile
+from inference.compiled.facts import Facts
 from inference.compiled.function import CALLS_OF_ANOTHER_SHAPE, CALLS_THAT_PAY
 from inference.isolation import private_store, trainable
 from inference.noise import seeded
@@ -218,6 +220,55 @@ def test_a_compiled_fit_is_the_fit(engine, quick):
     assert fast.num_steps == plain.num_steps
     name = "log_joint" if engine == "mcem" else "elbo"
     agree([getattr(fast, name)], [getattr(plain, name)])
+    agree([*one.parameters()], [*other.parameters()])
+
+
+class Meddling:
+    """Data that change the model as they are read."""
+
+    def __init__(self, x, meddle):
+        self.x = x
+        self.meddle = meddle
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        self.meddle(self.reads)
+        return self.x[index]
+
+
+@pytest.mark.parametrize("who", ["a callback", "the data", "a hook of the optimiser"])
+def test_a_compiled_fit_follows_those_who_change_the_model(who, quick):
+    """After the first epoch, in which every step is looked at."""
+    x = small().generate(20, seed=1)
+    made = []
+    for compile in (True, False):
+        vae = small()
+
+        def meddle(count, vae=vae):
+            if count % 7 == 0:
+                vae.decoder.register_forward_hook(lambda module, inputs, output: output + 0.5)  # noqa: ARG005
+
+        class Watched(Adam):
+            def __call__(self, leaves, meddle=meddle):
+                optimizer, steps = super().__call__(leaves), iter(range(1, 1000))
+                optimizer.register_step_post_hook(lambda *_: meddle(next(steps)))
+                return optimizer
+
+        data, settings = x, {}
+        if who == "a callback":
+            settings["callbacks"] = [lambda state: meddle(7)]  # noqa: ARG005
+        elif who == "the data":
+            data = Meddling(x, meddle)
+        else:
+            settings["optimizer"] = Watched()
+        training = Training(epochs=5, batch_size=5, compile=compile, **settings)
+        made.append((fit_svi(vae.model, vae.guide, data, training=training, seed=0), vae))
+    (fast, one), (plain, other) = made
+    agree([fast.elbo], [plain.elbo])
     agree([*one.parameters()], [*other.parameters()])
 
 
@@ -586,6 +637,30 @@ def test_what_changes_between_calls_is_noticed(change, monkeypatch):
     assert fast.is_compiled
     # What is only another value of the same tensor is read anew without another trace.
     assert fast.num_traces == traces + (change != "a value in place")
+
+
+def test_what_cannot_change_is_looked_at_once(monkeypatch):
+    looked = []
+    hold = Facts.hold
+    monkeypatch.setattr(Facts, "hold", lambda facts: looked.append(facts) or hold(facts))
+    layer = Layer().eval()
+    fast = Compiled(lambda x: (layer(x).detach(),), layer, name="the test", backend=graph_alone)
+    x = torch.ones(1, 2)
+    fast(x)
+    for _ in range(2):
+        looked.clear()
+        with undisturbed():
+            for _ in range(3):
+                fast(x)
+        assert len(looked) == 1
+    looked.clear()
+    with undisturbed():
+        fast(x)
+        fast(torch.ones(3, 2))  # Runs as it is, and so may change what it likes.
+        fast(x)
+        assert len(looked) == 2
+        layer.slope = 3.0
+    agree(fast(x), (layer(x),))
 
 
 def test_another_shape_is_compiled_when_it_comes_often():

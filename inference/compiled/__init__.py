@@ -1,6 +1,6 @@
 """The compiled form of densities, objectives and forces: the same numbers in fewer seconds."""
 
-from inference.compiled.function import Compile, Compiled, inductor, worthwhile
+from inference.compiled.function import Compile, Compiled, inductor, undisturbed, worthwhile
 from inference.compiled.precision import Precision, reduced, require_precision
 from inference.compiled.tracing import NotTraceable, tracing
 
@@ -13,5 +13,6 @@ __all__ = [
     "reduced",
     "require_precision",
     "tracing",
+    "undisturbed",
     "worthwhile",
 ]

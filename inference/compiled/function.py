@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from inference.compiled.precision import Precision, reduced
 from inference.compiled.tracing import Function, NotTraceable, Traced, trace, tracing
 from inference.noise import own_random_state
 
-__all__ = ["Compile", "Compiled", "inductor", "worthwhile"]
+__all__ = ["Compile", "Compiled", "inductor", "undisturbed", "worthwhile"]
 
 Compile = Literal["auto"] | bool
 Outputs = tuple[Tensor | None, ...]
@@ -56,10 +58,38 @@ def worthwhile(compile: Compile, num_calls: float) -> bool:
     return num_calls >= CALLS_THAT_PAY
 
 
+_undisturbed: ContextVar[list[_Entry] | None] = ContextVar("_undisturbed", default=None)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While nothing but compiled code runs: what was found as it was is not looked at again.
+
+    Looking is short, but over networks that fill the caches every object has to come from afar. A call that runs
+    without being compiled ends it.
+    """
+    token = _undisturbed.set([])
+    try:
+        yield
+    finally:
+        _undisturbed.reset(token)
+
+
 class _Entry(NamedTuple):
     run: Callable[..., Sequence[Tensor]]
     traced: Traced
     facts: Facts
+
+    def holds(self) -> bool:
+        """Whether what was traced is what the function would do now."""
+        known = _undisturbed.get()
+        if known is None:
+            return self.facts.hold()
+        if any(entry is self for entry in known):
+            return True
+        if held := self.facts.hold():
+            known.append(self)
+        return held
 
 
 class Compiled:
@@ -129,7 +159,7 @@ class Compiled:
         args = tuple(arg.contiguous() for arg in args)
         key = (torch.get_default_dtype(), *[(arg.shape, arg.dtype, arg.device) for arg in args])
         entry = self._entries.get(key)
-        if entry is not None and entry.facts.hold():
+        if entry is not None and entry.holds():
             return _run(entry, args)
         count = self._seen[key] = self._seen.get(key, 0) + 1
         if entry is None and (self._entries or not self.at_once) and count < self.patience:
@@ -141,6 +171,8 @@ class Compiled:
         return self._eager(*args)
 
     def _eager(self, *args: Tensor) -> Outputs:
+        if known := _undisturbed.get():
+            known.clear()
         with torch.enable_grad(), reduced(self.precision, args[0].device):
             outputs = self.function(*args)
         return tuple(None if output is None else output.detach() for output in outputs)

@@ -126,6 +126,7 @@ def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
     for node in reversed(graph.graph.nodes):
         if not node.users and not _must_stay(node):
             graph.graph.erase_node(node)
+    captured = _used(graph, captured, skip=len(args))
     graph.recompile()
     return Traced(graph, captured, draws, present)
 
@@ -179,6 +180,18 @@ def _lift_captured(graph: GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.graph.erase_node(node)
     return captured
+
+
+def _used(graph: GraphModule, captured: list[Tensor], *, skip: int) -> list[Tensor]:
+    """Those of the captured tensors that the graph still reads or writes; the inputs of the others go."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"][skip:]
+    # The draws' come after theirs.
+    pairs = list(zip(inputs, captured, strict=False))
+    unused = [node for node, _ in pairs if not node.users]
+    used = [tensor for node, tensor in pairs if node.users]
+    for node in unused:
+        graph.graph.erase_node(node)
+    return used
 
 
 def _lift_draws(graph: GraphModule) -> list[Callable[[], Tensor]]:

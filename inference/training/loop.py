@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import pyro
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from inference.batches import Data, fetch
+from inference.compiled import undisturbed
 from inference.isolation import eval_mode
 from inference.noise import own_random_state
 from inference.objectives import Objective, Step
@@ -49,6 +51,7 @@ def optimise(
     held_out: Callable[[], float] | None,
     blame: Callable[[Tensor], str | None],
     label: str,
+    alone: bool = False,
     check: Callable[[Tensor, Tensor], None] = require_finite,
 ) -> Fit:
     """Run the loop: visit minibatches, step, measure, stop.
@@ -64,6 +67,7 @@ def optimise(
         held_out: measures the held-out ELBO, or None.
         blame: says which site or parameter of this minibatch is not finite.
         label: shown in the progress bar.
+        alone: whether a visit runs nothing but steps that may be compiled.
         check: refuses unfit rows of x, given with their indices; called once for every datapoint.
 
     Raises:
@@ -91,19 +95,20 @@ def optimise(
             before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
             # The first pass checks shapes and supports; after that the checks cost time and find nothing new.
             with pyro.validation_enabled(is_validate=validate and state.epoch == 0):
-                elbo = _epoch(
-                    objective,
-                    visit,
-                    state,
-                    schedule,
-                    data,
-                    training,
-                    initial_lr,
-                    device=device,
-                    blame=blame,
-                    check=check,
-                    bar=bar,
-                )
+                with undisturbed() if alone and _runs_no_others(state, data) else nullcontext():
+                    elbo = _epoch(
+                        objective,
+                        visit,
+                        state,
+                        schedule,
+                        data,
+                        training,
+                        initial_lr,
+                        device=device,
+                        blame=blame,
+                        check=check,
+                        bar=bar,
+                    )
                 state.elbo.append(elbo)
                 state.epoch += 1
                 if held_out is not None:
@@ -142,7 +147,7 @@ def _epoch(
     bar: tqdm,
 ) -> float:
     """One pass over the data in random order; the mean of the true ELBOs."""
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    elbos: list[Tensor] = []
     leaves = list(state.leaves.values())
     optimizer = state.optimizer
     batches = torch.randperm(len(data)).split(training.batch_size)
@@ -175,13 +180,25 @@ def _epoch(
                 leaf.grad = grad
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        del grads  # Their memory serves the next ones then, and stays in the caches.
         schedule.step()
         state.step += 1
-        total.add_(elbo, alpha=len(x))
+        elbos.append(elbo)
         if not bar.disable and state.step % 20 == 0:
             bar.set_postfix_str(f"ELBO {float(elbo):.2f}", refresh=False)
         bar.update()
-    return float(total) / len(data)
+    sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64, device=device)
+    return float(torch.stack(elbos).double() @ sizes) / len(data)
+
+
+def _runs_no_others(state: LoopState, data: Data) -> bool:
+    """Whether an epoch runs no code that is the user's own, but for what may be compiled."""
+    return (
+        state.epoch > 0
+        and type(data) is Tensor
+        and isinstance(state.optimizer, FusedAdam)
+        and not state.optimizer.hooks
+    )
 
 
 def _require_finite_state(state: LoopState, held_out: object) -> None:

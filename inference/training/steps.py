@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,12 @@ class FusedAdam(torch.optim.Adam):
     def __init__(self, leaves: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(leaves, lr=lr, betas=betas, eps=eps, fused=True)
         self._counts = torch.zeros(0)
+        self._views: tuple[Tensor, ...] = ()
+
+    @property
+    def hooks(self) -> list[Any]:
+        """What waits for a step."""
+        return [*self._optimizer_step_pre_hooks.values(), *self._optimizer_step_post_hooks.values()]
 
     @torch.no_grad()
     def descend(self, grads: Sequence[Tensor | None]) -> None:
@@ -58,33 +65,36 @@ class FusedAdam(torch.optim.Adam):
 
         It does what `step` does with the same numbers in `.grad`, and leaves the work to it where hooks wait for it.
         """
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
-            leaves = self.param_groups[0]["params"]
+        (group,) = self.param_groups
+        leaves = group["params"]
+        if self.hooks:
             for leaf, grad in zip(leaves, grads, strict=True):
                 leaf.grad = grad
             self.step()
             self.zero_grad(set_to_none=True)
             return
-        (group,) = self.param_groups
-        pairs = [(leaf, grad) for leaf, grad in zip(group["params"], grads, strict=True) if grad is not None]
         if not self.state:
-            self._begin(group["params"])
-        states = [self.state[leaf] for leaf, _ in pairs]
+            self._begin(leaves)
+        given = [grad for grad in grads if grad is not None]
+        if len(given) < len(leaves):
+            leaves = [leaf for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
+        states = [self.state[leaf] for leaf in leaves]
         steps = [state["step"] for state in states]
-        if len(steps) == len(self._counts) and all(step._base is self._counts for step in steps):
+        if len(steps) == len(self._views) and all(map(operator.is_, steps, self._views)):
             self._counts.add_(1)
         else:  # Some leaves stay, or their state was loaded.
             torch._foreach_add_(steps, 1)
+        beta1, beta2 = group["betas"]
         torch._fused_adam_(
-            [leaf for leaf, _ in pairs],
-            [grad for _, grad in pairs],
+            leaves,
+            given,
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
             steps,
             lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
+            beta1=beta1,
+            beta2=beta2,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             amsgrad=False,
@@ -95,7 +105,8 @@ class FusedAdam(torch.optim.Adam):
     def _begin(self, leaves: Sequence[Tensor]) -> None:
         # All counts in one tensor, so that they are counted at once.
         self._counts = torch.zeros(len(leaves), dtype=torch.float32, device=leaves[0].device)
-        for leaf, count in zip(leaves, self._counts.unbind(), strict=True):
+        self._views = self._counts.unbind()
+        for leaf, count in zip(leaves, self._views, strict=True):
             moments = {name: torch.zeros_like(leaf) for name in ("exp_avg", "exp_avg_sq")}
             self.state[leaf] = {"step": count, **moments}
 
