@@ -184,7 +184,7 @@ def fit_svi(
             held_out=None if validation is None else lambda: held_out(validation),
             blame=lambda x: blame_site(model, guide, x),
             label="SVI",
-            alone=True,
+            steps=gradients,
             check=check,
         )
     settings = {**fit.settings, "engine": "svi", "train": train, "seed": seed}

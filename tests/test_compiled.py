@@ -17,6 +17,7 @@ from inference import (
     Adam,
     Annealing,
     FullCovariance,
+    MeanField,
     Training,
     ais,
     fit_em,
@@ -43,8 +44,10 @@ from inference.objectives import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae import VAE
+from pyro_vae import MLP, VAE
+from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.parts import Parts, Sizes, catalog, options
+from pyro_vae.priors import StandardNormal
 
 SIZES = Sizes(num_latents=2, num_values=16, image_shape=(4, 4), max_value=1.0, num_levels=3, level_step=0.5)
 
@@ -637,6 +640,77 @@ def test_what_changes_between_calls_is_noticed(change, monkeypatch):
     assert fast.is_compiled
     # What is only another value of the same tensor is read anew without another trace.
     assert fast.num_traces == traces + (change != "a value in place")
+
+
+@pytest.mark.parametrize(("num_rows", "turned"), [(3, True), (7, False)])
+def test_products_of_few_rows_go_by_the_rows_of_their_weights(num_rows, turned):
+    """Forward and backward; the gradient in the weight has its rows already."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 5), nn.ELU(), nn.Linear(5, 6)).double()
+    made = []
+
+    def slopes(x):
+        x = x.detach().requires_grad_()
+        out = layers(x).square().sum()
+        return out.detach(), *torch.autograd.grad(out, [x, *layers.parameters()])
+
+    def keep(graph, inputs):  # noqa: ARG001
+        made.append(graph)
+        return graph
+
+    fast = Compiled(slopes, layers, name="the test", backend=keep)
+    x = torch.randn(num_rows, 6, dtype=torch.float64)
+    agree(fast(x), slopes(x))
+    assert fast.is_compiled
+    shapes = [tuple(node.meta["val"].shape) for node in made[0].graph.nodes if node.target is torch.ops.aten.mm.default]
+    weights = [(5, 6), (6, 5)]
+    of_rows = [shape for shape in shapes if shape not in weights]
+    assert len(of_rows) == 4
+    assert all((shape[1] == num_rows) == turned for shape in of_rows)
+    assert sorted(shape for shape in shapes if shape in weights) == weights
+
+
+def test_a_step_of_little_work_runs_on_one_core(quick):
+    """And whatever comes after it has all of them again, errors too."""
+    seen = []
+
+    def watch(state):
+        seen.append(torch.get_num_threads())
+        if state.epoch == 3:
+            raise RuntimeError("enough")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for widths, compile, inside in [((4, 3), True, 1), ((4, 3), False, 2), ((800, 700), True, 2)]:
+            num_values, num_hidden = widths
+            family = MeanField(2)
+            decoder = MLP(2, num_hidden, num_values)
+            cores = []
+            vae = VAE(
+                prior=StandardNormal(2),
+                likelihood=Bernoulli(),
+                decoder=decoder,
+                family=family,
+                encoder=MLP(num_values, num_hidden, family.num_params),
+            )
+
+            class Watched(Adam):
+                def __call__(self, leaves, cores=cores):
+                    optimizer = super().__call__(leaves)
+                    optimizer.register_step_pre_hook(lambda *_: cores.append(torch.get_num_threads()))
+                    return optimizer
+
+            x = torch.rand(6, num_values).round()
+            training = Training(batch_size=3, optimizer=Watched(), compile=compile, callbacks=[watch])
+            with pytest.raises(RuntimeError, match="enough"):
+                fit_svi(vae.model, vae.guide, x, training=training, seed=0)
+            assert cores[1:] == [inside] * 5
+            assert seen == [2, 2, 2]
+            assert torch.get_num_threads() == 2
+            seen.clear()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_cannot_change_is_looked_at_once(monkeypatch):

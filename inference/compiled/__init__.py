@@ -1,6 +1,6 @@
 """The compiled form of densities, objectives and forces: the same numbers in fewer seconds."""
 
-from inference.compiled.function import Compile, Compiled, inductor, undisturbed, worthwhile
+from inference.compiled.function import Compile, Compiled, inductor, one_core, undisturbed, worthwhile
 from inference.compiled.precision import Precision, reduced, require_precision
 from inference.compiled.tracing import NotTraceable, tracing
 
@@ -10,6 +10,7 @@ __all__ = [
     "NotTraceable",
     "Precision",
     "inductor",
+    "one_core",
     "reduced",
     "require_precision",
     "tracing",

@@ -19,7 +19,7 @@ from inference.compiled.precision import Precision, reduced
 from inference.compiled.tracing import Function, NotTraceable, Traced, trace, tracing
 from inference.noise import own_random_state
 
-__all__ = ["Compile", "Compiled", "inductor", "undisturbed", "worthwhile"]
+__all__ = ["Compile", "Compiled", "inductor", "one_core", "undisturbed", "worthwhile"]
 
 Compile = Literal["auto"] | bool
 Outputs = tuple[Tensor | None, ...]
@@ -30,6 +30,9 @@ CALLS_THAT_PAY = 5000
 CALLS_OF_ANOTHER_SHAPE = 100
 # A program that changes more often than this between calls is better left alone.
 MOST_TRACES = 8
+# Operations of a call's matrix products below which one core does them at least as fast as several whose caches lie
+# apart: a tenth of a millisecond's.
+ONE_CORE = 5_000_000
 # How far compiled values may lie from eager ones, of the largest value: sums are taken in another order.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 REDUCED_TOLERANCE = 0.1
@@ -73,6 +76,17 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         _undisturbed.reset(token)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Run torch's operations on one core, this thread's."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 class _Entry(NamedTuple):
@@ -150,6 +164,11 @@ class Compiled:
     def is_compiled(self) -> bool:
         """Whether a compiled form is in use."""
         return self.reason is None and bool(self._entries)
+
+    @property
+    def fits_one_core(self) -> bool:
+        """Whether it is compiled, and so little work that a second core would cost more than it saves."""
+        return self.is_compiled and all(entry.traced.num_operations < ONE_CORE for entry in self._entries.values())
 
     def __call__(self, *args: Tensor) -> Outputs:
         """The function's outputs at these arguments."""

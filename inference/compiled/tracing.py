@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.compiled.decompositions import CHEAPER
 from inference.compiled.facts import Facts
+from inference.compiled.products import by_rows_of_weights, num_operations
 
 __all__ = ["Function", "NotTraceable", "Traced", "trace", "tracing"]
 
@@ -75,12 +76,14 @@ class Traced:
         captured: tensors that the function reached by itself, such as a module's parameters.
         draws: make fresh random numbers, in the order in which the function drew them.
         present: for each output of the function, whether it is a tensor rather than None.
+        num_operations: multiplications and additions of its matrix products.
     """
 
     graph: GraphModule
     captured: list[Tensor]
     draws: list[Callable[[], Tensor]]
     present: list[bool]
+    num_operations: int
 
 
 def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
@@ -127,8 +130,10 @@ def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
         if not node.users and not _must_stay(node):
             graph.graph.erase_node(node)
     captured = _used(graph, captured, skip=len(args))
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    by_rows_of_weights(graph, inputs[len(args) : len(args) + len(captured)])
     graph.recompile()
-    return Traced(graph, captured, draws, present)
+    return Traced(graph, captured, draws, present, num_operations(graph))
 
 
 @contextmanager

@@ -75,7 +75,16 @@ class Gradients:
     @property
     def is_compiled(self) -> bool:
         """Whether the steps run as compiled code now."""
-        return (self._true if self.objective.is_true else self._weighted).is_compiled
+        return self._now.is_compiled
+
+    @property
+    def fits_one_core(self) -> bool:
+        """Whether a step is so little work that a second core would cost more than it saves."""
+        return self._now.fits_one_core
+
+    @property
+    def _now(self) -> Compiled:
+        return self._true if self.objective.is_true else self._weighted
 
     def _step(self, *args: Tensor) -> tuple[Tensor | None, ...]:
         step = Step.of(*self.values(*args), self.leaves)

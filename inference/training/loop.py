@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pyro
@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from inference.batches import Data, fetch
-from inference.compiled import undisturbed
+from inference.compiled import one_core, undisturbed
 from inference.isolation import eval_mode
 from inference.noise import own_random_state
-from inference.objectives import Objective, Step
+from inference.objectives import Gradients, Objective, Step
 from inference.results import Fit
 from inference.scoring import require_finite
 from inference.training.settings import LoopState, Training
@@ -51,7 +51,7 @@ def optimise(
     held_out: Callable[[], float] | None,
     blame: Callable[[Tensor], str | None],
     label: str,
-    alone: bool = False,
+    steps: Gradients | None = None,
     check: Callable[[Tensor, Tensor], None] = require_finite,
 ) -> Fit:
     """Run the loop: visit minibatches, step, measure, stop.
@@ -67,7 +67,7 @@ def optimise(
         held_out: measures the held-out ELBO, or None.
         blame: says which site or parameter of this minibatch is not finite.
         label: shown in the progress bar.
-        alone: whether a visit runs nothing but steps that may be compiled.
+        steps: what visits consist of, where they do nothing else.
         check: refuses unfit rows of x, given with their indices; called once for every datapoint.
 
     Raises:
@@ -95,7 +95,9 @@ def optimise(
             before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
             # The first pass checks shapes and supports; after that the checks cost time and find nothing new.
             with pyro.validation_enabled(is_validate=validate and state.epoch == 0):
-                with undisturbed() if alone and _runs_no_others(state, data) else nullcontext():
+                with ExitStack() as stack:
+                    if steps is not None and _runs_no_others(state, data):
+                        stack.enter_context(undisturbed())
                     elbo = _epoch(
                         objective,
                         visit,
@@ -108,6 +110,8 @@ def optimise(
                         blame=blame,
                         check=check,
                         bar=bar,
+                        steps=steps,
+                        stack=stack,
                     )
                 state.elbo.append(elbo)
                 state.epoch += 1
@@ -145,6 +149,8 @@ def _epoch(
     blame: Callable[[Tensor], str | None],
     check: Callable[[Tensor, Tensor], None],
     bar: tqdm,
+    steps: Gradients | None,
+    stack: ExitStack,
 ) -> float:
     """One pass over the data in random order; the mean of the true ELBOs."""
     elbos: list[Tensor] = []
@@ -152,6 +158,9 @@ def _epoch(
     optimizer = state.optimizer
     batches = torch.randperm(len(data)).split(training.batch_size)
     for index in batches:
+        if steps is not None and steps.fits_one_core:
+            stack.enter_context(one_core())
+            steps = None
         if training.warm_up:
             objective.kl_weight = min(1.0, max(state.step / (training.warm_up * len(batches)), 1e-8))
         x = fetch(data, index, device=device)
