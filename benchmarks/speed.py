@@ -129,10 +129,11 @@ def main() -> None:
     noise = record["disturbance"]
     word = "DISTURBED by another process" if noise["disturbed"] else "quiet"
     others = "unknown" if noise["others_cores"] is None else f"{noise['others_cores']:.2f}"
+    far = noise["rounds_with_far_cores"]
     say(
-        f"machine: {word}; {noise['disturbed_rounds']} of {noise['rounds']} rounds disturbed; others took {others} "
-        f"cores meanwhile; a fixed product took {noise['ms_median']:.2f} ms (best {noise['ms_best']:.2f}, worst "
-        f"{noise['ms_worst']:.2f})"
+        f"machine: {word}; of {noise['rounds']} rounds {noise['disturbed_rounds']} were disturbed, and cores lay far "
+        f"apart in {'an unknown number' if far is None else far}; others took {others} cores meanwhile; a fixed "
+        f"product took {noise['ms_median']:.2f} ms (best {noise['ms_best']:.2f}, worst {noise['ms_worst']:.2f})"
     )
 
 

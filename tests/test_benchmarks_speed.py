@@ -14,6 +14,7 @@ import pytest
 import speed
 import torch
 from timing import (
+    cores,
     leapfrogs,
     machine,
     markdown,
@@ -78,6 +79,19 @@ def test_a_disturbed_run_is_said_to_be_so():
     assert probe.summary()["others_cores"] == pytest.approx(0.05)
     probe.others[0] = (1.0, 2.0)
     assert probe.summary()["disturbed_rounds"] == 3 and probe.summary()["disturbed"]
+
+
+def test_how_far_apart_the_cores_are():
+    nanoseconds = cores.handover_ns()
+    if nanoseconds is None:
+        pytest.skip("one core, or no C compiler")
+    assert 1 < nanoseconds < 1e5
+    probe = machine.Probe()
+    probe.ms, probe.others, probe.handover_ns = [1.0], [(0.0, 1.0)], []
+    assert probe.summary()["rounds_with_far_cores"] is None
+    probe.handover_ns = [30.0, 165.0, 28.0]
+    assert probe.summary()["rounds_with_far_cores"] == 1
+    assert probe.summary()["handover_ns"] == {"best": 28.0, "worst": 165.0}
 
 
 def test_what_others_do_meanwhile_is_counted(monkeypatch):

@@ -12,8 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from timing.cores import handover_ns
+
 # Of a fixed product's fastest time: beyond, another process had a core.
 DISTURBED = 1.5
+# Nanoseconds of a handover between cores: beyond, they have no cache in common.
+FAR = 80.0
 # Cores that others may take in a round before it counts as disturbed.
 OTHERS = 0.25
 T = TypeVar("T")
@@ -76,6 +80,7 @@ class Probe:
     def __init__(self) -> None:
         self._factor = torch.randn(384, 384)
         self.ms: list[float] = []
+        self.handover_ns: list[float] = []
         # Of each round: core seconds that others took while a block of ours ran, and how long those blocks were.
         self.others: list[tuple[float, float]] = []
 
@@ -88,6 +93,8 @@ class Probe:
             self._factor @ self._factor
             times.append(1e3 * (time.perf_counter() - began))
         self.ms.append(median(times))
+        if (nanoseconds := handover_ns()) is not None:
+            self.handover_ns.append(nanoseconds)
         self.others.append((0.0, 0.0))
 
     def watch(self, block: Callable[[], T], own_seconds: Callable[[T], float] | None = None) -> T:
@@ -114,7 +121,10 @@ class Probe:
         count = sum(map(any, zip(slow, taken, strict=True)))
         wall = sum(wall for _, wall in self.others)
         cores = max(sum(took for took, _ in self.others) / wall, 0.0) if wall else None
+        far = [nanoseconds > FAR for nanoseconds in self.handover_ns]
         return {
+            "handover_ns": {"best": min(self.handover_ns), "worst": max(self.handover_ns)} if far else None,
+            "rounds_with_far_cores": sum(far) if far else None,
             "ms_best": best,
             "ms_median": median(self.ms),
             "ms_worst": max(self.ms),
