@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inference.compiled import Compile, Compiled, Precision, require_precision, worthwhile
+from inference.compiled import Compile, Compiled, Precision, require_precision, undisturbed, worthwhile
 
 __all__ = ["HMC", "Energy", "Metric", "Point", "StepSize", "noise_dims", "transition"]
 
@@ -261,9 +261,10 @@ def transition(
     size = step_size.unsqueeze(-1) * (1 + hmc.jitter * torch.erf(jitter / math.sqrt(2)))
     course = Course(weights.to(point.z), size, metric.factor)
     moving = Moving(point.z, momentum, _weighted(weights, point.grads))
-    for _ in range(hmc.num_leapfrog - 1):
-        moving = energy.leap(moving, course)
-    now, r = energy.last_leap(moving, course)
+    with undisturbed():
+        for _ in range(hmc.num_leapfrog - 1):
+            moving = energy.leap(moving, course)
+        now, r = energy.last_leap(moving, course)
     gain = _weighted(weights, now.terms) - _weighted(weights, point.terms)
     log_ratio = gain + 0.5 * (momentum.square().sum(-1) - r.square().sum(-1))
     # From a start without density anything is better; to an end without one, or past all bounds, nothing goes.

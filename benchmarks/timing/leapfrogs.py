@@ -6,19 +6,25 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from studies.common import say
 from torch import Tensor, nn
 
-from inference.evidence.path import Annealing, Path, Plan, paths
+from inference.evidence.path import Annealing, Plan, paths
+from inference.evidence.path import Path as ChainPath
 from inference.evidence.schedules import SigmoidalSchedule
 from inference.hmc import HMC
 from inference.isolation import frozen
 from pyro_vae import VAE
+from timing.images import images, trained
 from timing.machine import Probe
-from timing.rounds import alternate, ratio
+from timing.rounds import alternate, ratio, summary
 from timing.sizes import Sizes
 
 OURS, OURS_BF16, SLOW = "ais float32", "ais bf16 forces", "code of 2018"
@@ -81,34 +87,69 @@ def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chain
     return log_w
 
 
-def only_path(vae: VAE, x: Tensor, annealing: Annealing, *, seed: int) -> tuple[Path, Plan]:
+def only_path(vae: VAE, x: Tensor, annealing: Annealing, *, seed: int) -> tuple[ChainPath, Plan]:
     """The path of these datapoints from the prior, and its plan, which the weighted chains follow."""
     (path,) = paths(vae.model, x, len(x), None, site="z", annealing=annealing, seed=seed)
     return path, path.plan(seed=seed)
 
 
-def rates(vae: VAE, x: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
-    """Rows a second, a row being one leapfrog step of one chain at one datapoint."""
-    x = x[: sizes.num_data]
+def rates(name: str, sizes: Sizes, cache: Path, probe: Probe) -> dict[str, Any]:
+    """Rows a second, a row being one leapfrog step of one chain at one datapoint, in turns and in several processes.
+
+    How fast exponentials and logarithms are changes from process to process, and with it the code of 2018.
+
+    Args:
+        name: the images.
+        sizes: how much is measured.
+        cache: where images and the fitted model are kept.
+        probe: takes over what those of the processes saw.
+    """
+    shape, seconds = (0, 0), {}
+    for _ in range(sizes.rate_processes):
+        # A new one each time: nothing but what is measured runs meanwhile.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            shape, found, own = process.submit(_turns, name, sizes, cache).result()
+        probe.take_over(own)
+        for method, times in found.items():
+            seconds.setdefault(method, []).append(times)
+    rows_at_once, num_rows = shape
+    # Seconds a million rows, so that lower is better, as everywhere.
+    millions = {method: [[1e6 * t / num_rows for t in times] for times in runs] for method, runs in seconds.items()}
+    found = {method: summary([t for times in runs for t in times]) for method, runs in millions.items()}
+    rows = {method: 1e6 / one["median"] for method, one in found.items()}
+    say("AIS, leapfrog rows a second: " + ", ".join(f"{method} {rate:,.0f}" for method, rate in rows.items()))
+    return {
+        "rows_at_once": rows_at_once,
+        "num_leapfrog": NUM_LEAPFROG,
+        "seconds_a_million_rows": found,
+        "of_each_process": {method: [median(times) for times in runs] for method, runs in millions.items()},
+        "rows_a_second": rows,
+        "ratio_to_2018": {method: ratio(found[SLOW], one) for method, one in found.items() if method != SLOW},
+    }
+
+
+def _turns(name: str, sizes: Sizes, cache: Path) -> tuple[tuple[int, int], dict[str, list[float]], Probe]:
+    """In a process of its own: rows at once and of a block, seconds of each block, and what its probe saw."""
+    vae, x = trained(name, sizes, cache), images(name, cache)["test"][: sizes.num_data].float()
+    rows_at_once = sizes.num_chains * len(x)
+    # Between T temperatures lie T - 1 transitions.
+    num_rows = (sizes.rate_temperatures - 1) * NUM_LEAPFROG * rows_at_once
     shared: dict[str, Any] = {"num_leapfrog": NUM_LEAPFROG, "compile": sizes.compile}
     kernels = {OURS: HMC(**shared), OURS_BF16: HMC(**shared, precision="bfloat16")}
     blocks: dict[str, Callable[[], float]] = {}
-    num_rows = {}
-    for name, hmc in kernels.items():
+    for method, hmc in kernels.items():
         annealing = Annealing(num_temperatures=sizes.rate_temperatures, num_chains=sizes.num_chains, hmc=hmc)
         with frozen(vae.model):
             path, plan = only_path(vae, x, annealing, seed=0)
             path.forward(plan, seed=0)
 
-        def forward(path: Path = path, plan: Plan = plan) -> float:
+        def forward(path: ChainPath = path, plan: Plan = plan) -> float:
             with frozen(vae.model):
                 began = time.perf_counter()
                 path.forward(plan, seed=0)
                 return time.perf_counter() - began
 
-        blocks[name] = forward
-        # Between T temperatures lie T - 1 transitions.
-        num_rows[name] = (sizes.rate_temperatures - 1) * NUM_LEAPFROG * sizes.num_chains * len(x)
+        blocks[method] = forward
     # A copy: compiled code may look at whether weights require gradients.
     decoder = copy.deepcopy(vae.decoder).requires_grad_()
     betas = SigmoidalSchedule()(sizes.rate_temperatures - 1).float()
@@ -119,24 +160,6 @@ def rates(vae: VAE, x: Tensor, sizes: Sizes, probe: Probe) -> dict[str, Any]:
         return time.perf_counter() - began
 
     blocks[SLOW] = slow
-    num_rows[SLOW] = (sizes.rate_temperatures - 1) * NUM_LEAPFROG * sizes.num_chains * len(x)
     slow()
-    seconds = alternate(blocks, sizes.rate_rounds, probe)
-    # Seconds a million rows, so that lower is better, as everywhere.
-    found = {
-        name: {
-            "median": sorted(times)[len(times) // 2] * 1e6 / num_rows[name],
-            "best": min(times) * 1e6 / num_rows[name],
-            "rounds": len(times),
-        }
-        for name, times in seconds.items()
-    }
-    rows = {name: 1e6 / one["median"] for name, one in found.items()}
-    say("AIS, leapfrog rows a second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rows.items()))
-    return {
-        "rows_at_once": sizes.num_chains * len(x),
-        "num_leapfrog": NUM_LEAPFROG,
-        "seconds_a_million_rows": found,
-        "rows_a_second": rows,
-        "ratio_to_2018": {name: ratio(found[SLOW], one) for name, one in found.items() if name != SLOW},
-    }
+    probe = Probe()
+    return (rows_at_once, num_rows), alternate(blocks, sizes.rate_rounds, probe), probe

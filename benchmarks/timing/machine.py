@@ -97,6 +97,12 @@ class Probe:
             self.handover_ns.append(nanoseconds)
         self.others.append((0.0, 0.0))
 
+    def take_over(self, other: Probe) -> None:
+        """What another one saw, in another process of this benchmark."""
+        self.ms += other.ms
+        self.handover_ns += other.handover_ns
+        self.others += other.others
+
     def watch(self, block: Callable[[], T], own_seconds: Callable[[T], float] | None = None) -> T:
         """Run a block, and see what others did meanwhile.
 

@@ -35,7 +35,8 @@ class Sizes:
         num_data: simulated datapoints of the annealing part.
         num_chains: chains of each.
         rate_temperatures: temperatures of a timing block of leapfrogs.
-        rate_rounds: rounds of them.
+        rate_rounds: rounds of them in each process.
+        rate_processes: processes.
         width: nats, the mean width of the two bounds that is to be reached.
         temperatures: by route from start to posterior, numbers of temperatures that are tried, ascending.
         width_rounds: rounds of the runs that reach it.
@@ -67,7 +68,8 @@ class Sizes:
     num_data: int = 64
     num_chains: int = 16
     rate_temperatures: int = 30
-    rate_rounds: int = 5
+    rate_rounds: int = 3
+    rate_processes: int = 3
     width: float = 0.5
     temperatures: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("encoder", (10, 12, 14, 16, 20, 24, 32, 48, 64)),
@@ -112,6 +114,7 @@ TINY = Sizes(
     num_chains=4,
     rate_temperatures=4,
     rate_rounds=1,
+    rate_processes=1,
     temperatures=(("encoder", (2, 8)), ("q*", (2, 8)), ("prior, as published", (4, 32))),
     width_rounds=1,
     backend="aot_eager",

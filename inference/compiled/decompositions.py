@@ -58,7 +58,7 @@ def _cross_entropy(
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """The bias added by the code that reads the product: aten copies it into every row before it multiplies."""
-    if beta != 1 or alpha != 1 or left.dtype in _HALVES or left.is_cuda:
+    if beta != 1 or alpha != 1 or left.is_cuda:
         return NotImplemented
     # Inductor would make the two one again, were they not a view apart.
     return (torch.mm(left, right).unsqueeze(0) + bias).squeeze(0)
