@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pyro_vae.plots import COLORS, STYLE
 from timing import race, training
@@ -44,10 +46,20 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
             _race(next(axes), name, record["estep"][name])
         if ladders:
             _annealing(next(axes), record["ais"]["widths"])
+        for ax in figure.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                _plain_numbers(axis)
         for ax in axes:
             ax.set_axis_off()
         figure.savefig(file)
         plt.close(figure)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten, as people write them."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _training(ax: Axes, cells: list[Mapping[str, Any]]) -> None:
