@@ -24,7 +24,7 @@ from inference import (
     scoring,
 )
 from inference.convergence import autocorrelated_ess, nested_rhat
-from inference.hmc import Energy
+from inference.hmc import Course, Energy, Metric, Moving
 from inference.mcmc import sampling
 from pyro_vae.linear import LinearGaussian
 
@@ -419,3 +419,28 @@ def test_record_prints_a_short_table():
         column[1] = value
         (note,) = dataclasses.replace(fine, **{field: column}).notes()
         assert text in note
+
+
+@pytest.mark.parametrize("factor", [torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0])])
+def test_the_error_of_a_leapfrog_step_is_of_third_order(factor):
+    """Along a way of fixed length that of the energy is of second order: half the step, a quarter of the error."""
+
+    def log_density(z):
+        return (-(z**4).sum(-1) / 4 - (z[..., 0] - z[..., 1]).square() / 2,)
+
+    def error(num_steps):
+        torch.manual_seed(0)
+        z, r = torch.randn(2, 1, 500, 2, dtype=torch.float64)
+        energy = Energy(log_density, hmc=HMC(compile=False), num_transitions=1)
+        point = energy.point(z)
+        course = Course(torch.ones(1, dtype=z.dtype), torch.full((1, 500, 1), 0.4 / num_steps, dtype=z.dtype), scales)
+        moving = Moving(z, r, point.grads[0])
+        for _ in range(num_steps - 1):
+            moving = energy.leap(moving, course)
+        now, momentum = energy.last_leap(moving, course)
+        before = point.terms[0] - 0.5 * r.square().sum(-1)
+        return float((now.terms[0] - 0.5 * momentum.square().sum(-1) - before).abs().mean())
+
+    scales = factor.double().expand(500, 2)
+    assert Metric(scales).forward(torch.ones(1, 500, 2, dtype=torch.float64))[0, 0].tolist() == factor.tolist()
+    assert error(8) / error(16) == pytest.approx(4, abs=0.3)
