@@ -713,6 +713,13 @@ def test_a_step_of_little_work_runs_on_one_core(quick):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize(("num_values", "fits"), [(100, True), (400_000, False)])
+def test_work_without_products_counts(num_values, fits):
+    fast = Compiled(lambda x: (x.exp().sum(),), name="the test", backend=graph_alone)
+    fast(torch.zeros(2, num_values))
+    assert fast.fits_one_core == fits
+
+
 def test_what_cannot_change_is_looked_at_once(monkeypatch):
     looked = []
     hold = Facts.hold

@@ -30,7 +30,7 @@ CALLS_THAT_PAY = 5000
 CALLS_OF_ANOTHER_SHAPE = 100
 # A program that changes more often than this between calls is better left alone.
 MOST_TRACES = 8
-# Operations of a call's matrix products below which one core does them at least as fast as several whose caches lie
+# Operations of a call below which one core does them at least as fast as several whose caches lie
 # apart: a tenth of a millisecond's.
 ONE_CORE = 5_000_000
 # How far compiled values may lie from eager ones, of the largest value: sums are taken in another order.

@@ -38,12 +38,18 @@ def by_rows_of_weights(graph: GraphModule, weights: list[Node]) -> None:
 
 
 def num_operations(graph: GraphModule) -> int:
-    """Multiplications and additions of a graph's matrix products and convolutions."""
+    """About how many a graph takes: those of its products, and ten for every element that another operation makes."""
     total = 0
     for node in graph.graph.nodes:
-        count = flop_registry.get(getattr(node.target, "overloadpacket", None))
-        if count is not None:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        if (count := flop_registry.get(node.target.overloadpacket)) is not None:
             total += count(*map_arg(node.args, _value), **map_arg(node.kwargs, _value), out_val=node.meta["val"])
+        elif not any(made.alias_info for made in schema.returns):  # No view.
+            made = node.meta["val"]
+            parts = made if isinstance(made, tuple | list) else [made]
+            total += sum(10 * part.numel() for part in parts if isinstance(part, torch.Tensor))
     return total
 
 

@@ -76,7 +76,7 @@ class Traced:
         captured: tensors that the function reached by itself, such as a module's parameters.
         draws: make fresh random numbers, in the order in which the function drew them.
         present: for each output of the function, whether it is a tensor rather than None.
-        num_operations: multiplications and additions of its matrix products.
+        num_operations: about how many it takes.
     """
 
     graph: GraphModule
