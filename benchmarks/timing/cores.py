@@ -97,5 +97,8 @@ def handover_ns() -> float | None:
 
 if __name__ == "__main__":
     for _ in range(20):
-        print(f"{handover_ns():.0f} ns")
+        seen = handover_ns()
+        if seen is None:
+            raise SystemExit("Nothing can tell here: it takes two cores, Linux and a C compiler.")
+        print(f"{seen:.0f} ns")
         time.sleep(1)

@@ -57,7 +57,10 @@ def _cross_entropy(
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """The bias added by the code that reads the product: aten copies it into every row before it multiplies."""
+    """The bias added by the code that reads the product: aten copies it into every row before it multiplies.
+
+    A product of halves is rounded once before the bias is added; with it in the product it is rounded once after.
+    """
     if beta != 1 or alpha != 1 or left.is_cuda:
         return NotImplemented
     # Inductor would make the two one again, were they not a view apart.
