@@ -98,7 +98,7 @@ def refine(
     with frozen(model, guide), seeded(seed):
         objective = search.objective(model, family, site, num_data=num_data, loss=loss)
         num_particles = search.num_particles * objective.loss.num_particles
-        for index, x in read_chunks(model, data, num_data, num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, num_particles, "E-step", device=device_of(model, guide)):
             start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
             found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed, cold=cold)
             draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)

@@ -136,7 +136,9 @@ def measure_gaps(
     parts: list[dict[str, Tensor]] = []
     proposals = []
     with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(
+            model, data, num_data, search.num_particles, "gaps", device=device_of(model, guide)
+        ):
             here = guide_of(guide, index, num_data=num_data)
             with torch.no_grad():
                 name, q = guide_distribution(here, x, site=site)
@@ -261,7 +263,8 @@ def by_one_estimator(*measured: Gaps) -> list[Evidence]:
     """Log p(x) of several models by the same estimator, so that their difference is one of models alone.
 
     Of the estimators that all records keep, it is the one with the larger mean over all of them, chosen on one half of
-    the draws and scored on the other; where they keep none in common, it is what each reports.
+    the draws and scored on the other; where a record keeps no halves, as one read from an older file, it is the first;
+    where they keep none in common, it is what each reports.
 
     Args:
         measured: the gaps of each model, on the same datapoints.
@@ -272,6 +275,8 @@ def by_one_estimator(*measured: Gaps) -> list[Evidence]:
         return [
             Evidence(value=gaps.log_evidence, se=gaps.log_evidence_se, method=gaps.evidence_method) for gaps in measured
         ]
+    if any(gaps.estimates[name].halves is None for gaps in measured for name in names):
+        return [gaps.estimates[names[0]] for gaps in measured]
     best = _best({name: [gaps.estimates[name] for gaps in measured] for name in names})
     return [_scored(gaps.estimates[best], names) for gaps in measured]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -19,6 +20,7 @@ from inference.guides import Local
 from inference.isolation import eval_mode
 from inference.noise import BLOCK, derive_seed, like, normal_noise, own_random_state, seeded
 from inference.objectives import LocalLoss
+from inference.progress import progress_bar
 from inference.supports import describe, same_support
 
 # Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
@@ -26,20 +28,26 @@ VALUES_AT_ONCE = 2**21
 
 
 def read_chunks(
-    model: Callable[..., Any], data: Data, num_data: int, num_particles: int, *, device: torch.device
+    model: Callable[..., Any], data: Data, num_data: int, num_particles: int, label: str, *, device: torch.device
 ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B P"]]]:
     """Chunks of consecutive datapoints, as (index, x), small enough for `num_particles` of them at once.
+
+    A progress bar under `label` counts the datapoints that are done, where there is more than one chunk.
 
     Raises:
         ValueError: a datapoint holds infinity, or NaN that the model does not take for an unobserved value.
     """
     num_values = fetch(data, torch.tensor([0])).shape[1]
     size = BLOCK * max(1, VALUES_AT_ONCE // (num_particles * num_values * BLOCK))
-    for start, stop in chunks(num_data, size):
-        index = torch.arange(start, stop)
-        x = fetch(data, index, device=device)
-        require_readable(model, x, index)
-        yield index, x
+    # One chunk is no news until it is done.
+    with progress_bar(num_data, label, "datapoint") if num_data > size else nullcontext() as bar:
+        for start, stop in chunks(num_data, size):
+            index = torch.arange(start, stop)
+            x = fetch(data, index, device=device)
+            require_readable(model, x, index)
+            yield index, x
+            if bar is not None:
+                bar.update(stop - start)
 
 
 def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:

@@ -16,6 +16,7 @@ from inference.compiled import Compile, Precision, require_precision, worthwhile
 from inference.families import Family, from_noise
 from inference.noise import BLOCK, OrthogonalNoise, antithetic, like, normal_noise
 from inference.objectives import LocalLoss, Loss
+from inference.progress import track
 from inference.rows import RowNatural, RowOptimizer, optimizer_for
 from inference.scoring import bound_noise, pair_means, require_contract, require_draws
 
@@ -187,7 +188,7 @@ class Problem:
         noise = self._noise(stage, like=rows)
         active = torch.arange(len(rows))
         step = 0
-        for round_ in range(settings.max_rounds):
+        for round_ in track(range(settings.max_rounds), settings.max_rounds, "search for q*", "round"):
             # Adam's steps shrink with the rounds, so those grow from the first on.
             length = settings.first_round * 2 ** (max(round_ - 1, 0) if isinstance(optimizer, RowNatural) else round_)
             where = filled(active, len(rows))

@@ -94,7 +94,7 @@ def elbo_surgery(
         raise ValueError(f"threshold: expected a positive share of the prior's variance; got {threshold!r}. Try 0.01.")
     chunks, means, per_dim = [], [], []
     with frozen(model, guide), seeded(seed), torch.no_grad():
-        for index, x in read_chunks(model, data, num_data, num_draws, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, num_draws, "ELBO surgery", device=device_of(model, guide)):
             name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
             require_sound(model, guide, q, x, site=name)
             prior = latent_prior(model, x, site=name)

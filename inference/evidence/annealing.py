@@ -139,7 +139,7 @@ def _at_best_prior_draw(
     free = family.family if isinstance(family, Constrained) else family
     rows = []
     with frozen(model), seeded(seed):
-        for index, x in read_chunks(model, data, len(data), NUM_TRIED, device=device_of(model)):
+        for index, x in read_chunks(model, data, len(data), NUM_TRIED, "start", device=device_of(model)):
             require_contract(LocalLoss(model, family.to(x.device), site), x, index, seed=seed)
             z = prior_draws(model, x, index, NUM_TRIED, site=site, seed=seed, stage="ais/search/prior")
             with pyro.validation_enabled(is_validate=False):

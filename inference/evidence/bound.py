@@ -67,7 +67,7 @@ def elbo(
         )
     values, errors = [], []
     with frozen(model, guide), seeded(seed), torch.no_grad():
-        for index, x in read_chunks(model, data, num_data, 64, device=device_of(model, guide)):
+        for index, x in read_chunks(model, data, num_data, 64, "ELBO", device=device_of(model, guide)):
             name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
             require_sound(model, guide, q, x, site=name)
             draws = score_distribution(model, x, index, q, site=name, num_draws=num_draws, seed=seed)

@@ -36,6 +36,7 @@ from inference.guides import Local
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalLoss
+from inference.progress import track
 from inference.results import Evidence
 from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
 from inference.search import Search, best_rows
@@ -146,7 +147,9 @@ def iwae(
     columns: list[Weighed] = []
     made_in = ""
     with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(model, data, num_data, search.num_particles, device=device_of(model, guide)):
+        for index, x in read_chunks(
+            model, data, num_data, search.num_particles, "log p(x)", device=device_of(model, guide)
+        ):
             part = guide_of(guide, index, num_data=num_data)
             with torch.no_grad():
                 name, q = guide_distribution(part, x, site=site)
@@ -156,7 +159,8 @@ def iwae(
                 part = Local(family, rows, name)
             if isinstance(part, Local):
                 made_in = f" in {part.family!r}"
-            for within in torch.arange(len(index)).split(BLOCK):
+            blocks = torch.arange(len(index)).split(BLOCK)
+            for within in track(blocks, len(blocks), "importance sampling", "block"):
                 with torch.no_grad():
                     _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
                 block = int(index[within[0]]) // BLOCK

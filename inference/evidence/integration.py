@@ -72,7 +72,7 @@ def quadrature(
     values = []
     # Draws only place the first box, so the result does not depend on this seed.
     with frozen(model), seeded(0), torch.no_grad():
-        for _, x in read_chunks(model, data, num_data, scoring.VALUES_AT_ONCE, device=device_of(model)):
+        for _, x in read_chunks(model, data, num_data, scoring.VALUES_AT_ONCE, "quadrature", device=device_of(model)):
             prior = latent_prior(model, x, site=site)
             if prior.event_shape[0] > 2:
                 raise ValueError(

@@ -21,6 +21,7 @@ from inference.hmc import HMC, Energy, Metric, Point, StepSize, noise_dims, tran
 from inference.isolation import device_of
 from inference.mcmc.target import Target, normal_of
 from inference.noise import like, normal_noise
+from inference.progress import track
 from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 
 __all__ = ["Annealing", "Path", "Plan", "paths"]
@@ -141,7 +142,8 @@ class Path:
         centre, square = free.mean(0), free.var(0)
         step_sizes, metrics = [steps.value], [fixed or Metric(square.sqrt())]
         number = 0
-        for t, count in enumerate(_pilot_transitions(annealing.num_temperatures, is_near=fixed is not None), start=1):
+        counts = _pilot_transitions(annealing.num_temperatures, is_near=fixed is not None)
+        for t, count in enumerate(track(counts, len(counts), "pilot chains", "temperature"), start=1):
             metric = fixed or Metric(square.sqrt())
             for repeat in range(count):
                 noise = self.noise(len(free), free.shape[-1], stage="ais/pilot", step=number, seed=seed)
@@ -160,7 +162,7 @@ class Path:
         """Log weights (C, B) of chains from r to the posterior, and mean acceptance (B,)."""
         point = self.energy.point(self.draw_start(self.annealing.num_chains, stage="ais/start", seed=seed))
         log_w, accepted = self._weight(plan, 1, point), []
-        for t in range(1, self.annealing.num_temperatures):
+        for t in self._track(range(1, self.annealing.num_temperatures), "annealing"):
             point, accept = self._step(point, plan, t, stage="ais/forward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t + 1, point)
@@ -173,11 +175,14 @@ class Path:
         num_temperatures = self.annealing.num_temperatures
         point = self.energy.point(free.expand(self.annealing.num_chains, *free.shape))
         log_w, accepted = self._weight(plan, num_temperatures, point), []
-        for t in range(num_temperatures - 1, 0, -1):
+        for t in self._track(range(num_temperatures - 1, 0, -1), "annealing back"):
             point, accept = self._step(point, plan, t, stage="ais/backward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t, point)
         return log_w, torch.stack(accepted).mean(0)
+
+    def _track(self, temperatures: range, label: str) -> Iterator[int]:
+        return track(temperatures, len(temperatures), label, "temperature")
 
     def _weight(self, plan: Plan, t: int, point: Point) -> Float[Tensor, "C B"]:
         return (plan.betas[t] - plan.betas[t - 1]) * point.terms[1].double()
@@ -218,7 +223,9 @@ def paths(
     seed: int,
 ) -> Iterator[Path]:
     """The paths of all datapoints, chunk by chunk, after a look at whether the program keeps its contract."""
-    for index, x in read_chunks(model, data, num_data, annealing.num_chains, device=device_of(model, start)):
+    for index, x in read_chunks(
+        model, data, num_data, annealing.num_chains, "annealing", device=device_of(model, start)
+    ):
         q = None
         with torch.no_grad():
             target = Target.of(model, x, site)

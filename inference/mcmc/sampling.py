@@ -20,6 +20,7 @@ from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
 from inference.isolation import device_of, frozen
 from inference.mcmc.target import Target, normal_of
 from inference.noise import normal_noise, resolve_seed, seeded
+from inference.progress import track
 from inference.results import PosteriorDraws
 from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
 from inference.weights import mean_and_se
@@ -125,7 +126,7 @@ def sample_posterior(
     num_chains = num_superchains * chains_per_superchain
     parts = []
     with frozen(model, init), seeded(seed):
-        for index, x in read_chunks(model, data, num_data, num_chains, device=device_of(model, init)):
+        for index, x in read_chunks(model, data, num_data, num_chains, "posterior", device=device_of(model, init)):
             with torch.no_grad():
                 target = Target.of(model, x, site)
                 start = _start(target, init, index, num_superchains, num_data=num_data, seed=seed)
@@ -203,7 +204,7 @@ def _sample(
     step = _first_step(start.scale, hmc)
     ends = [round(share * num_warmup) for share in WINDOWS]
     begin, window = 0, []
-    for t in range(num_warmup):
+    for t in track(range(num_warmup), num_warmup, "warm-up", "transition"):
         noise = normal_noise(seed, "sample_posterior/warmup", index, shape, step=t, like=u)
         point, accept = transition(energy, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
         if t < ends[-1]:
@@ -218,7 +219,7 @@ def _sample(
             begin, window = t + 1, []
 
     z, log_joint, accepts = [], [], []
-    for t in range(num_draws):
+    for t in track(range(num_draws), num_draws, "sampling", "transition"):
         noise = normal_noise(seed, "sample_posterior/draws", index, shape, step=t, like=u)
         point, accept = transition(energy, point, one, noise, step_size=step.value, metric=metric, hmc=hmc)
         draw, log_slope = target.constrain(point.z)

@@ -15,13 +15,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from inference.batches import Data, fetch
 from inference.compiled import one_core, undisturbed
 from inference.isolation import eval_mode
 from inference.noise import own_random_state
 from inference.objectives import Gradients, Objective, Step
+from inference.progress import progress_bar
 from inference.results import Fit
 from inference.scoring import require_finite
 from inference.training.settings import LoopState, Training
@@ -86,7 +87,7 @@ def optimise(
     validate = pyro.settings.get("validate_distributions_pyro")
 
     with (
-        tqdm(total=training.num_steps(len(data)), desc=label, unit="step", disable=None, leave=False) as bar,
+        progress_bar(training.num_steps(len(data)), label, "step") as bar,
         warnings.catch_warnings(),
     ):
         # Pyro warns of what the loop reports as an error, with the site's name.

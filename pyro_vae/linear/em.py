@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference.progress import track
 from pyro_vae.networks import check_size
 
 __all__ = [
@@ -75,7 +76,7 @@ def maximise(step: Step, params: Params, *, tol: float, max_steps: int) -> tuple
     """
     evidence, after = step(params)
     trace = [evidence]
-    for _ in range(max_steps):
+    for _ in track(range(max_steps), max_steps, "EM", "step"):
         params = after
         evidence, after = step(params)
         trace.append(evidence)
