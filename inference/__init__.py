@@ -3,6 +3,7 @@
 It fits them with an encoder and with parameters of their own for every datapoint, and measures the difference.
 """
 
+from inference.callbacks import Checkpoints, EarlyStopping, MetricsFile, TensorBoard
 from inference.densities import log_joint, log_weights
 from inference.diagnostics import elbo_surgery, sbc
 from inference.draws import save_datatree, to_datatree
@@ -67,7 +68,7 @@ from inference.results import (
 from inference.search import Search
 from inference.simulation import simulate
 from inference.svi import fit_svi
-from inference.tracking import GapTracker, Tracked
+from inference.tracking import GapTracker, TermTracker, Tracked
 from inference.training import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase, Training
 from inference.weights import ess, pareto_k
 
@@ -82,12 +83,14 @@ __all__ = [
     "AutoregressiveFlow",
     "Bidirectional",
     "Calibration",
+    "Checkpoints",
     "Constant",
     "Constrained",
     "Cosine",
     "CouplingFlow",
     "DReG",
     "Defensive",
+    "EarlyStopping",
     "Evidence",
     "Family",
     "Fit",
@@ -102,6 +105,7 @@ __all__ = [
     "Loss",
     "LowRank",
     "MeanField",
+    "MetricsFile",
     "MixtureOfGaussians",
     "Objective",
     "PathwiseELBO",
@@ -118,6 +122,8 @@ __all__ = [
     "StickingTheLanding",
     "Surgery",
     "SylvesterFlow",
+    "TensorBoard",
+    "TermTracker",
     "Tracked",
     "Training",
     "WakeSleep",

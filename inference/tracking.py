@@ -1,21 +1,23 @@
-"""How the gaps change over training: a callback that measures them on the same few datapoints."""
+"""How the gaps, and the terms of the ELBO, change over training: callbacks that measure the same datapoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inference.batches import Data, require_fixed
+from inference.batches import Data, chunks, fetch, require_fixed
+from inference.densities import densities, guide_distribution
 from inference.gaps import measure_gaps
-from inference.noise import derive_seed, resolve_seed
+from inference.isolation import eval_mode, private_store
+from inference.noise import derive_seed, resolve_seed, seeded
 from inference.results import Gaps
 from inference.search import Search
 from inference.training import LoopState
 
-__all__ = ["GapTracker", "Tracked"]
+__all__ = ["GapTracker", "TermTracker", "Tracked"]
 
 # A trend over epochs, on the same datapoints and draws, needs less than a number to be reported.
 _QUICK: dict[str, Any] = {
@@ -133,3 +135,96 @@ class GapTracker:
                     values = [summary[term][statistic] for summary in summaries]
                     columns[f"{prefix}{term}{suffix}"] = torch.tensor(values, dtype=torch.float64)
         return columns
+
+
+class TermTracker:
+    r"""A callback of `Training` that measures the two terms of the ELBO on the same datapoints after each epoch.
+
+    .. math::
+        L = E_q[\log p(x \mid z)] - E_q[\log q(z) - \log p(z)]
+
+    Both terms are averages over the same draws of q, so that they add up to the ELBO. Every measurement makes the same
+    draws, and training goes on as if nothing had been measured.
+
+    Args:
+        model: the Pyro model that is trained.
+        guide: the Pyro guide that is trained.
+        data: (N, P) datapoints by name, such as `{"training": x[:500], "held-out": validation}`, each with a fixed x.
+        every: epochs between measurements.
+        num_draws: S, draws of q a datapoint.
+        seed: of all draws.
+
+    Attributes:
+        epochs: epochs finished at each measurement.
+        reconstruction: by name of the data, the first term at each measurement, nats per datapoint.
+        kl: by name, the second.
+
+    Raises:
+        ValueError: a count is not a positive integer, or data draw x anew at each access.
+
+    Example:
+        >>> from inference import Amortized, MeanField, Training, fit_svi
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> x = torch.randn(64, 2)
+        >>> tracker = TermTracker(model.model, guide, {"training": x})
+        >>> fit = fit_svi(model.model, guide, x, training=Training(epochs=2, callbacks=[tracker]), seed=0)
+        >>> tracker.epochs, len(tracker.kl["training"])
+        ([1, 2], 2)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        data: Mapping[str, Data],
+        *,
+        every: int = 1,
+        num_draws: int = 4,
+        seed: int | None = 0,
+    ) -> None:
+        for name, count in (("every", every), ("num_draws", num_draws)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a positive integer; got {count!r}.")
+        for name, rows in data.items():
+            require_fixed(rows, name=f"data[{name!r}]", purpose="TermTracker")
+        self.model, self.guide, self.data = model, guide, dict(data)
+        self.every, self.num_draws = every, num_draws
+        self.seed = resolve_seed(seed)
+        self.epochs: list[int] = []
+        self.reconstruction: dict[str, list[float]] = {name: [] for name in data}
+        self.kl: dict[str, list[float]] = {name: [] for name in data}
+
+    def __call__(self, state: LoopState) -> None:
+        """Measure, where it is time."""
+        if state.epoch % self.every:
+            return
+        self.epochs.append(state.epoch)
+        with torch.no_grad(), private_store(self.model, self.guide), eval_mode(self.model, self.guide):
+            for name, rows in self.data.items():
+                with seeded(derive_seed(self.seed, name)):
+                    reconstruction, kl = self._terms(rows, next(iter(state.leaves.values())).device)
+                self.reconstruction[name].append(reconstruction)
+                self.kl[name].append(kl)
+
+    def rows(self) -> dict[int, dict[str, float]]:
+        """The measurements by epoch: "reconstruction (name)" and "kl (name)" for each name of the data."""
+        found: dict[int, dict[str, float]] = {epoch: {} for epoch in self.epochs}
+        for term, columns in (("reconstruction", self.reconstruction), ("kl", self.kl)):
+            for name, values in columns.items():
+                for epoch, value in zip(self.epochs, values, strict=True):
+                    found[epoch][f"{term} ({name})"] = value
+        return found
+
+    def _terms(self, data: Data, device: torch.device) -> tuple[float, float]:
+        totals = torch.zeros(2, dtype=torch.float64)
+        for start, stop in chunks(len(data), 1024):
+            x = fetch(data, torch.arange(start, stop), device=device)
+            site, q = guide_distribution(self.guide, x)
+            z = q.sample((self.num_draws,))
+            found = densities(self.model, x, z, site=site)
+            kl = q.log_prob(z) - found.log_prior
+            totals += torch.stack([term.double().mean(0).sum().cpu() for term in (found.log_likelihood, kl)])
+        reconstruction, kl = (totals / len(data)).tolist()
+        return reconstruction, kl

@@ -2,9 +2,23 @@ import pyro
 import pytest
 import torch
 
-from inference import Gaps, GapTracker, MeanField, Search, Training, fit_em, fit_svi, generalization, measure_gaps
+from inference import (
+    Amortized,
+    Gaps,
+    GapTracker,
+    MeanField,
+    Search,
+    TermTracker,
+    Training,
+    fit_em,
+    fit_svi,
+    generalization,
+    measure_gaps,
+)
+from inference.training import LoopState
 from pyro_vae import MLP, VAE
 from pyro_vae.likelihoods import Gaussian
+from pyro_vae.linear import LinearGaussian
 from pyro_vae.priors import StandardNormal
 
 QUICK = {
@@ -126,3 +140,48 @@ def test_bad_input(x, options, message):
     options = {"data": x} | options
     with pytest.raises(ValueError, match=message):
         GapTracker(vae.model, vae.guide, options.pop("data"), **options)
+
+
+class TestTerms:
+    def test_a_fit_has_the_same_bits_with_and_without(self, x):
+        runs = []
+        for tracked in (False, True):
+            vae = vae_of().train()
+            tracker = TermTracker(vae.model, vae.guide, {"training": x[:5]})
+            training = Training(epochs=4, batch_size=32, callbacks=[tracker] if tracked else [])
+            torch.manual_seed(1)
+            fit = fit_svi(vae.model, vae.guide, x, training=training, seed=0)
+            runs.append((fit.elbo, state_of(vae), torch.get_rng_state()))
+            assert vae.training and len(pyro.get_param_store()) == 0
+        assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][2], runs[1][2])
+        assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+    def test_they_are_the_two_terms_of_the_elbo(self):
+        """Against both expectations in closed form, where all is normal."""
+        torch.manual_seed(0)
+        exact = LinearGaussian(torch.randn(4, 2), torch.zeros(4), 1.0)
+        guide = Amortized(MeanField(2), torch.nn.Linear(4, 4).double())
+        x = torch.randn(200, 4)
+        tracker = TermTracker(exact.model, guide, {"here": x}, every=2, num_draws=500)
+        fit_svi(exact.model, guide, x, training=Training(epochs=4), seed=0)
+        tracker(LoopState(leaves=dict(guide.named_parameters()), optimizer=None, epoch=4))
+        tracker(LoopState(leaves=dict(guide.named_parameters()), optimizer=None, epoch=5))
+        assert tracker.epochs == [4]
+        with torch.no_grad():
+            q, prior = guide.distribution(x), torch.distributions.Normal(torch.zeros(2), 1.0)
+            loc, variance = q.mean, q.variance
+            kl = 0.5 * (variance + loc.square() - 1 - variance.log()).sum(-1)
+            noise = exact.scale.square()
+            expected = exact.decode(loc).log_prob(x) - 0.5 * (variance @ exact.weight.square().T / noise).sum(-1)
+            draws = q.sample((500,))
+            kl_se = (q.log_prob(draws) - prior.log_prob(draws).sum(-1)).mean(1).std() / 500**0.5
+            expected_se = exact.decode(draws).log_prob(x).mean(1).std() / 500**0.5
+        assert abs(tracker.kl["here"][0] - float(kl.mean())) < 4 * float(kl_se)
+        assert abs(tracker.reconstruction["here"][0] - float(expected.mean())) < 4 * float(expected_se)
+
+    def test_bad_arguments_are_refused(self, x):
+        vae = vae_of()
+        with pytest.raises(ValueError, match="every: expected a positive integer; got 0"):
+            TermTracker(vae.model, vae.guide, {"a": x}, every=0)
+        with pytest.raises(ValueError, match="num_draws: expected a positive integer"):
+            TermTracker(vae.model, vae.guide, {"a": x}, num_draws=1.5)

@@ -1,0 +1,183 @@
+"""Small callables for `Training(callbacks=[...])`: what to do with the loop's state after each epoch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from inference.checkpoint import save_checkpoint
+from inference.training import LoopState
+
+__all__ = ["Checkpoints", "EarlyStopping", "MetricsFile", "TensorBoard"]
+
+
+class EarlyStopping:
+    """End a run whose metric has not improved for some epochs. The parameters stay those of the last epoch.
+
+    `Training(patience=...)` goes back to the best ones; this callback is for other metrics than the held-out ELBO, and
+    for gains that are too small to wait for.
+
+    Args:
+        patience: epochs without improvement.
+        min_gain: an improvement is more than this over the last one, nats per datapoint.
+        metric: "elbo_validation" or "elbo".
+
+    Raises:
+        ValueError: `patience` is not a positive integer, or the metric is neither; when called, there is no such
+            metric.
+
+    Example:
+        >>> from inference import Training
+        >>> Training(epochs=1000, callbacks=[EarlyStopping(10, min_gain=0.01, metric="elbo")]).epochs
+        1000
+    """
+
+    def __init__(self, patience: int, *, min_gain: float = 0.0, metric: str = "elbo_validation") -> None:
+        _require_count("patience", patience)
+        if metric not in ("elbo", "elbo_validation"):
+            raise ValueError(f"metric: expected 'elbo' or 'elbo_validation'; got {metric!r}.")
+        self.patience = patience
+        self.min_gain = min_gain
+        self.metric = metric
+        self._best = -math.inf
+        self._since = 0
+
+    def __call__(self, state: LoopState) -> None:
+        """Look at the last epoch."""
+        values = getattr(state, self.metric)
+        if not values:
+            raise ValueError(
+                f"EarlyStopping: expected {self.metric} to look at; there are no held-out data. Pass "
+                "validation=data.validation, or metric='elbo'."
+            )
+        if state.epoch == 1:
+            # The same callback may serve one run after another.
+            self._best, self._since = -math.inf, 0
+        if values[-1] > self._best + self.min_gain:
+            # Small gains add up: the best moves only when they are enough together.
+            self._best, self._since = values[-1], 0
+        else:
+            self._since += 1
+        if self._since >= self.patience:
+            state.stop = f"{self.metric} has not gained {self.min_gain:g} nats for {self.patience} epochs"
+
+
+class MetricsFile:
+    """A line an epoch in a file that other programs read while the run goes on: metrics, and seconds since 1970.
+
+    Args:
+        path: a file that ends in .jsonl (one JSON object a line) or .csv; a file that is there is replaced when the
+            first epoch ends.
+
+    Raises:
+        ValueError: another ending.
+
+    Example:
+        >>> import tempfile
+        >>> from inference import Amortized, MeanField, Training, fit_svi
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+        >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> training = Training(epochs=2, callbacks=[MetricsFile(path)])
+        >>> fit = fit_svi(exact.model, guide, torch.randn(64, 2), training=training, seed=0)
+        >>> len(path.read_text().splitlines())
+        2
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".jsonl", ".csv"):
+            raise ValueError(f"path: expected a file that ends in .jsonl or .csv; got {self.path.name!r}.")
+
+    def __call__(self, state: LoopState) -> None:
+        """Write the line of the last epoch."""
+        first = state.epoch == 1
+        row = metrics(state) | {"time": time.time()}
+        with self.path.open("w" if first else "a", newline="") as lines:
+            if self.path.suffix == ".jsonl":
+                lines.write(json.dumps(row) + "\n")
+                return
+            writer = csv.DictWriter(lines, row)
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class TensorBoard:
+    """Curves in TensorBoard, which has to be installed.
+
+    Args:
+        folder: of the event files.
+
+    Raises:
+        ImportError: there is no tensorboard.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard: expected the package tensorboard; it is not installed. Install it (pip install "
+                "tensorboard), or take MetricsFile."
+            ) from error
+        self._writer = SummaryWriter(os.fspath(folder))  # type: ignore[no-untyped-call]
+
+    def __call__(self, state: LoopState) -> None:
+        """Add the last epoch to each curve."""
+        for name, value in metrics(state).items():
+            if name not in ("epoch", "step"):
+                self._writer.add_scalar(name, value, state.epoch)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+
+class Checkpoints:
+    """Keep what is trained, every few epochs: the last files, whole or not at all.
+
+    Args:
+        folder: where `epoch-0010.pt` and so on go; it exists.
+        every: epochs between files.
+        keep: how many stay; the oldest go.
+
+    Raises:
+        ValueError: a count is not a positive integer.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: int = 1, keep: int = 2) -> None:
+        _require_count("every", every)
+        _require_count("keep", keep)
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+        self._written: list[Path] = []
+
+    def __call__(self, state: LoopState) -> None:
+        """Write a file, where it is time."""
+        if state.epoch % self.every:
+            return
+        path = self.folder / f"epoch-{state.epoch:04d}.pt"
+        content = {"parameters": {name: leaf.detach().cpu() for name, leaf in state.leaves.items()}}
+        save_checkpoint(path, {**content, "optimizer": state.optimizer.state_dict(), **metrics(state)})
+        self._written.append(path)
+        while len(self._written) > self.keep:
+            self._written.pop(0).unlink(missing_ok=True)
+
+
+def metrics(state: LoopState) -> dict[str, Any]:
+    """The last epoch as plain numbers."""
+    row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "elbo": state.elbo[-1]}
+    if state.elbo_validation:
+        row["elbo_validation"] = state.elbo_validation[-1]
+    return row
+
+
+def _require_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer; got {value!r}.")
