@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -227,3 +228,38 @@ def test_records_are_frozen_and_travel(record):
         assert str(other) == str(record)
     with pytest.raises(TypeError, match="positional"):
         type(record)(torch.zeros(2))
+
+
+def cells_of(html):
+    """The table of a record as rows of text, and what stands under it; well-formed, or this raises."""
+    root = ElementTree.fromstring(f"<div>{html}</div>")
+    rows = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+    return rows, ["".join(line.itertext()) for line in root.iter("p")]
+
+
+class TestNotebooks:
+    def test_gaps_show_the_table_that_they_print(self):
+        record = gaps(
+            families=("A<B>(2)",),
+            elbo_local_by_family=torch.full((1, N), -9.5),
+            elbo_local_by_family_se=torch.ones(1, N),
+        )
+        rows, notes = cells_of(record._repr_html_())
+        printed = [line for line in str(record).splitlines() if line]
+        assert rows[0] == ["nats per datapoint", "mean", "se", "mc_se"]
+        assert [row[0] for row in rows[1:]] == [*Gaps.LABELS.values(), "L[q*] in A<B>(2)"]
+        for row, line in zip(rows[1:], printed[1:], strict=False):
+            assert row[1:] == line.split()[-3:]
+        assert notes == record.notes()
+
+    def test_evidence(self):
+        record = evidence(method="IWAE, 5 draws", pareto_k=torch.tensor([0.1, 0.8]))
+        rows, notes = cells_of(record._repr_html_())
+        assert rows[1] == ["IWAE, 5 draws", "-2.0000", "1.0000", "0.2500"]
+        assert notes == ["N = 2, Pareto k > 0.7 at 1: do not trust it there"]
+
+    def test_fit(self):
+        rows, notes = cells_of(fit(elbo_validation=torch.tensor([-9.5, -9.25]))._repr_html_())
+        assert rows[1:] == [["elbo", "-8.5000"], ["elbo_validation", "-9.2500"]]
+        assert notes == [str(fit(elbo_validation=torch.tensor([-9.5, -9.25])))]
+        assert cells_of(fit(elbo=torch.zeros(0))._repr_html_())[0] == [["after the last epoch", "nats per datapoint"]]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from inference.results.html import html_table
 from inference.results.summary import summarise
 
 __all__ = ["Evidence"]
@@ -45,15 +46,25 @@ class Evidence:
     halves_se: Float[Tensor, "2 N"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """The mean and its errors in a notebook."""
+        row = summarise(self.value, self.se)
+        cells = [self.method, *(f"{row[column]:.4f}" for column in ("mean", "se", "mc_se"))]
+        return html_table(["nats per datapoint", "mean", "se", "mc_se"], [cells], [", ".join(self._trust())])
+
     def __str__(self) -> str:
         """One line: the mean with both standard errors, and what says how far to trust it."""
         mean, se, mc_se = summarise(self.value, self.se).values()
         errors = f"se {se:.4f} (Monte Carlo {mc_se:.4f})"
-        parts = [f"{self.method}: {mean:.4f} nats per datapoint", errors, f"N = {len(self.value)}"]
+        return ", ".join([f"{self.method}: {mean:.4f} nats per datapoint", errors, *self._trust()])
+
+    def _trust(self) -> list[str]:
+        """What says how far to trust it."""
+        parts = [f"N = {len(self.value)}"]
         if self.ess is not None:
             parts.append(f"effective number {self.ess.median():.1f} (median)")
         if self.acceptance is not None:
             parts.append(f"acceptance {self.acceptance.mean():.2f}")
         if self.pareto_k is not None and (high := int((self.pareto_k > 0.7).sum())):
             parts.append(f"Pareto k > 0.7 at {high}: do not trust it there")
-        return ", ".join(parts)
+        return parts

@@ -9,6 +9,8 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from inference.results.html import html_table
+
 __all__ = ["Fit", "Refined"]
 
 
@@ -64,6 +66,11 @@ class Fit:
             "elbo_best_validation": self.elbo_best_validation,
         }
         return {name: values for name, values in columns.items() if values is not None}
+
+    def _repr_html_(self) -> str:
+        """The last epoch in a notebook."""
+        rows = [[name, f"{values[-1]:.4f}"] for name, values in self.history.items() if len(values)]
+        return html_table(["after the last epoch", "nats per datapoint"], rows, [str(self)])
 
     def __str__(self) -> str:
         """One line: length, what was reached, and why it stopped."""

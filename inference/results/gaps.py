@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from inference.results.evidence import Evidence
+from inference.results.html import html_table
 from inference.results.summary import HEADER, summarise, table_row
 
 __all__ = ["Gaps"]
@@ -128,7 +129,7 @@ class Gaps:
             labels: (N,) one label a datapoint.
 
         Returns:
-            `{label: summary}`, labels in increasing order.
+            The summary of each label, labels in increasing order.
 
         Raises:
             ValueError: `labels` has not one integer a datapoint.
@@ -158,18 +159,25 @@ class Gaps:
 
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
-        summary = self.summary()
-        lines = [
-            HEADER,
-            *(table_row(label, **summary[term]) for term, label in self.LABELS.items()),
+        rows = [table_row(label, **row) for label, row in self.rows().items()]
+        return "\n".join([HEADER, *rows, "", *self.notes()])
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        rows = [
+            [label, *(f"{row[column]:.4f}" for column in ("mean", "se", "mc_se"))] for label, row in self.rows().items()
         ]
+        return html_table(["nats per datapoint", "mean", "se", "mc_se"], rows, self.notes())
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Every term's mean and errors by its name in words, and L[q*] in each further family."""
+        rows = {
+            label: summarise(getattr(self, term), getattr(self, f"{term}_se")) for term, label in self.LABELS.items()
+        }
         if self.elbo_local_by_family is not None and self.elbo_local_by_family_se is not None:
-            for name, value, se in zip(
-                self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True
-            ):
-                lines.append(table_row(f"L[q*] in {name}", **summarise(value, se)))
-        lines += ["", *self.notes()]
-        return "\n".join(lines)
+            found = zip(self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True)
+            rows |= {f"L[q*] in {name}": summarise(value, se) for name, value, se in found}
+        return rows
 
     def notes(self) -> list[str]:
         """What a reader of the numbers must know: the signs of what is left, and where not to trust them."""
