@@ -6,7 +6,7 @@ It fits them with an encoder and with parameters of their own for every datapoin
 from inference.callbacks import Checkpoints, EarlyStopping, MetricsFile, TensorBoard
 from inference.densities import log_joint, log_weights
 from inference.diagnostics import elbo_surgery, sbc
-from inference.draws import save_datatree, to_datatree
+from inference.draws import save_datatree, to_datatree, to_elpd
 from inference.em import fit_em
 from inference.estep import refine
 from inference.evidence import (
@@ -152,4 +152,5 @@ __all__ = [
     "simulate",
     "simulated_gaps",
     "to_datatree",
+    "to_elpd",
 ]

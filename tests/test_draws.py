@@ -2,7 +2,6 @@ import json
 import math
 import os
 
-import arviz
 import h5py
 import numpy as np
 import pyro
@@ -332,6 +331,8 @@ class TestGapsAndLabels:
         assert tree["posterior"]["obs_id"].values.tolist() == ["row 0", "row 1", "row 2"]
         assert tree["constant_data"]["labels"].sel(obs_id="row 2") == 4
         assert tree["gaps"]["labels"].values.tolist() == [3, 1, 4, 1, 5]
+        assert tree["gaps"]["label"].values.tolist() == [3, 1, 4, 1, 5]
+        assert all(node["label"].values.tolist()[:3] == [3, 1, 4] for node in tree.children.values())
 
     def test_it_all_survives_the_file(self, tree, tmp_path):
         path = save_datatree(tree, tmp_path / "results.nc")
@@ -374,45 +375,6 @@ class TestFile:
             save_datatree(tree, tmp_path / "none" / "results.nc")
 
 
-# ArviZ 0.23's own plots call matplotlib in a way that matplotlib 3.11 deprecates.
-@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping:matplotlib.MatplotlibDeprecationWarning")
-class TestArviZ:
-    """The file as a user of ArviZ meets it; which of two majors that is depends on the Python."""
-
-    @pytest.fixture
-    def opened(self, tmp_path):
-        x = torch.tensor([[2.0, 0.5], [0.0, 1.0], [7.0, -1.0]])
-        tree = to_datatree(count_model, count_guide, x, num_draws=50, seed=0, gaps=make_gaps(3), labels=[0, 1, 1])
-        return arviz.from_netcdf(save_datatree(tree, tmp_path / "results.nc"))
-
-    def test_every_group_is_there(self, opened):
-        groups = opened.groups() if callable(opened.groups) else opened.groups
-        assert {name.strip("/") for name in groups} >= {
-            *("posterior", "prior", "posterior_predictive", "prior_predictive", "log_likelihood"),
-            *("observed_data", "sample_stats", "constant_data", "gaps"),
-        }
-
-    def test_summary_has_a_row_a_latent_value(self, opened):
-        table = arviz.summary(opened, var_names=["latent"])
-        assert len(table) == 3
-        means = opened["posterior"]["latent"].mean(("chain", "draw")).values.ravel()
-        np.testing.assert_allclose(table["mean"].astype(float), means, atol=0.01)
-
-    @pytest.mark.parametrize("plot", ["plot_posterior", "plot_dist", "plot_forest"])
-    def test_plots_of_the_posterior(self, opened, plot):
-        if plot == "plot_dist" and not hasattr(arviz, "plot_ppc_dist"):
-            pytest.skip("ArviZ 0.2x: plot_dist takes an array")
-        if not hasattr(arviz, plot):
-            pytest.skip("ArviZ 1.x: replaced by plot_dist")
-        assert getattr(arviz, plot)(opened, var_names=["latent"]) is not None
-
-    @pytest.mark.parametrize(("name", "plot"), [("counts", "plot_ppc_rootogram"), ("total", "plot_ppc_dist")])
-    def test_predictive_checks(self, opened, name, plot):
-        # ArviZ 0.2x has one plot for both, and tells counts from real numbers by their dtype.
-        draw = getattr(arviz, plot, None) or arviz.plot_ppc
-        assert draw(opened, var_names=[name]) is not None
-
-
 def two_sites(x):
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -423,6 +385,23 @@ def two_sites(x):
 def no_data(x):
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def named(latent, observed="x"):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample(latent, dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample(observed, dist.Normal(z @ W.mT, 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def named_guide(latent):
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample(latent, dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+    return guide
 
 
 class Resampling:
@@ -449,6 +428,13 @@ BAD = {
     "site": ({"site": "latent"}, "site 'latent': expected"),
     "two latent sites": ({"model": two_sites}, "site 'w': expected one latent site"),
     "nothing observed": ({"model": no_data}, "expected an observed site"),
+    "image of another size": ({"image_shape": (2, 2)}, r"image_shape: expected .*\('x' \(3,\)\); got \(2, 2\)"),
+    "no image": ({"image_shape": (3,)}, r"image_shape: expected \(height, width\)"),
+    "name of a dimension": ({"model": named("draw"), "guide": named_guide("draw")}, "site 'draw': expected a name"),
+    "name of a coordinate": (
+        {"model": named("z", "label"), "guide": named_guide("z"), "labels": torch.zeros(5)},
+        "site 'label': expected a name",
+    ),
 }
 
 

@@ -26,6 +26,8 @@ _GAPS_ATTRIBUTES = (
     "seconds",
 )
 _ESTIMATE_COLUMNS = ("value", "se", "bias", "ess", "pareto_k", "acceptance")
+# The values on two halves of the draws: what is chosen among estimators on one is scored on the other.
+_ESTIMATE_HALVES = ("halves", "halves_se")
 _WITHOUT_UNIT = (
     "converged",
     "labels",
@@ -39,7 +41,7 @@ def gaps_dataset(gaps: Gaps, obs_ids: np.ndarray | None = None, labels: np.ndarr
     Args:
         gaps: the record.
         obs_ids: (N,) names of the datapoints; default 0, 1, ....
-        labels: (N,) labels of the datapoints.
+        labels: (N,) labels of the datapoints: a variable `labels` and a coordinate `label`.
     """
 
     def array(value: Tensor) -> np.ndarray:
@@ -55,16 +57,18 @@ def gaps_dataset(gaps: Gaps, obs_ids: np.ndarray | None = None, labels: np.ndarr
         variables["elbo_local_by_family"] = (("family", "obs_id"), array(gaps.elbo_local_by_family))
         variables["elbo_local_by_family_se"] = (("family", "obs_id"), array(gaps.elbo_local_by_family_se))
         coords["family"] = np.asarray(gaps.families, dtype=str)
-    for name in _ESTIMATE_COLUMNS:
+    for name in (*_ESTIMATE_COLUMNS, *_ESTIMATE_HALVES):
         # Of some estimators a column may be unknown.
         columns = [getattr(estimate, name) for estimate in gaps.estimates.values()]
-        if any(column is not None for column in columns):
-            unknown = torch.full_like(gaps.log_evidence, torch.nan)
+        known = [column for column in columns if column is not None]
+        if known:
+            unknown = torch.full_like(known[0], torch.nan)
             stacked = torch.stack([unknown if column is None else column for column in columns])
-            variables[f"estimate_{name}"] = (("estimator", "obs_id"), array(stacked))
+            dims = ("estimator", "half", "obs_id") if name in _ESTIMATE_HALVES else ("estimator", "obs_id")
+            variables[f"estimate_{name}"] = (dims, array(stacked))
             coords["estimator"] = np.asarray(list(gaps.estimates), dtype=str)
     if labels is not None:
-        variables["labels"] = ("obs_id", labels)
+        variables["labels"] = coords["label"] = ("obs_id", labels)
     for name, variable in variables.items():
         if name not in _WITHOUT_UNIT:
             variables[name] = (*variable, {"units": "nats"})
@@ -101,7 +105,7 @@ def gaps_from_datatree(tree: xr.DataTree) -> Gaps | None:
         return torch.as_tensor(np.array(group[name].values)) if name in group else None
 
     def estimate(number: int) -> dict[str, Tensor | None]:
-        stacked = {name: tensor(f"estimate_{name}") for name in _ESTIMATE_COLUMNS}
+        stacked = {name: tensor(f"estimate_{name}") for name in (*_ESTIMATE_COLUMNS, *_ESTIMATE_HALVES)}
         rows = {name: None if values is None else values[number] for name, values in stacked.items()}
         return {name: None if row is None or bool(row.isnan().all()) else row for name, row in rows.items()}
 

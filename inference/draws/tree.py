@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
-from inference.checkpoint import atomic_write
 from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
+from inference.draws.schema import Axes, per_datapoint
 from inference.isolation import eval_mode, modules_of, private_store
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.progress import track
 from inference.results import Gaps
 
-__all__ = ["save_datatree", "to_datatree"]
+__all__ = ["to_datatree"]
 
 # Predictive draws alone grow with S x N x P: 100 images of 784 pixels at 1000 draws would be 78 million values. This
 # many (40 MB in memory, less on disk) is plenty for a predictive check.
@@ -37,6 +39,13 @@ PIECE = 25
 _CONDITIONAL = (
     "log p(x | z) at each draw of that datapoint's own latent z. Leave-one-out or WAIC on it misleads, because z is "
     "fitted to the very x that is left out: compare models by held-out log p(x)."
+)
+
+_METHOD = "variational"
+_SAMPLING = "independent draws from a variational guide, split into chains for convenience"
+_WEIGHTS = (
+    "draws of q(z | x), not of the posterior: lp - log_q are their log importance weights, for each datapoint on its "
+    "own. The log of their mean estimates log p(x)."
 )
 
 Program = Callable[..., Any]
@@ -76,6 +85,7 @@ def to_datatree(
     gaps: Gaps | None = None,
     obs_ids: Sequence[Any] | np.ndarray | Tensor | None = None,
     labels: Sequence[Any] | np.ndarray | Tensor | None = None,
+    image_shape: Sequence[int] | None = None,
 ) -> xr.DataTree:
     """Draws from a model and its guide in the schema that ArviZ reads (0.2x as `InferenceData`, 1.x as `DataTree`).
 
@@ -92,10 +102,13 @@ def to_datatree(
     * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
 
     Counts and binary values are stored as int32, other values as float32, as are counts of which some were not
-    observed (NaN). Predictive draws come from
-    `pyro.poutine.uncondition(model)`. Model and guide run in eval mode without gradients, in chunks; their modes, the
-    caller's parameter store and torch's random state are afterwards as they were (without a seed, one number is drawn).
-    The draws of a datapoint depend on the seed and its index, not on how many datapoints follow.
+    observed (NaN). Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide run in eval mode
+    without gradients, in chunks; their modes, the caller's parameter store and torch's random state are afterwards as
+    they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and its index, not on
+    how many datapoints follow.
+
+    Attributes of the root say how the draws were made, `inference_method` ("variational"; also at `posterior` and
+    `sample_stats`), `guide`, `site`, `seed` and `settings` (JSON), and by which versions of which libraries.
 
     Args:
         model: Pyro model; `model(x)` opens one plate over the datapoints at dim -1, with one latent site and the
@@ -111,14 +124,16 @@ def to_datatree(
         seed: one integer fixes every draw; None draws one from torch's generator. It is kept in the attributes.
         gaps: what amortization cost, measured on `data`.
         obs_ids: (N,) names of the datapoints, integers or strings; default 0, 1, ....
-        labels: (N,) labels of the datapoints.
+        labels: (N,) labels of the datapoints; beside `constant_data` they are a coordinate `label` in every group.
+        image_shape: (height, width) or (height, width, channels) of an x that is an image; None for other x.
+            The values of a site of that size get the dimensions `row`, `column` and `channel` instead of `x_dim_0`.
 
     Returns:
         The tree, one node a group, in memory.
 
     Raises:
-        ValueError: a size is not positive, `gaps`, `obs_ids` or `labels` do not match `data`, the data draw x anew at
-            each access, or model and guide break the contract above.
+        ValueError: a size is not positive, `gaps`, `obs_ids`, `labels` or `image_shape` do not match `data`, a site
+            bears the name of a dimension, the data draw x anew at each access, or model and guide break the contract.
 
     Example:
         >>> import pyro.distributions as dist
@@ -140,8 +155,8 @@ def to_datatree(
             _require_positive(name, limit)
     total = require_fixed(data, purpose="drawing from its posterior")
     num_data = total if max_data is None else min(total, max_data)
-    ids = np.arange(total) if obs_ids is None else _per_datapoint("obs_ids", obs_ids, total)
-    names = None if labels is None else _per_datapoint("labels", labels, total)
+    ids = np.arange(total) if obs_ids is None else per_datapoint("obs_ids", obs_ids, total)
+    names = None if labels is None else per_datapoint("labels", labels, total)
     if gaps is not None and len(gaps) != total:
         raise ValueError(
             f"gaps: expected one row for each of the {total} datapoints of data; got {len(gaps)}. "
@@ -153,78 +168,79 @@ def to_datatree(
     with torch.no_grad(), eval_mode(model, guide), private_store(model, guide), seeded(derive_seed(seed, "draws")):
         device = _device(model, guide)
         layout = _layout(model, guide, data, site, device)
+        axes = Axes(
+            site=layout.site,
+            obs_ids=ids[:num_data],
+            labels=None if names is None else names[:num_data],
+            image_shape=None if image_shape is None else tuple(image_shape),
+        )
+        axes.require_match(layout.observed)
         if num_predictive is None:
             per_draw = num_chains * num_data * max(layout.num_values, 1)
             num_predictive = max(1, PREDICTIVE_VALUES // per_draw)
         num_predictive = min(num_predictive, num_draws)
         groups = _allocate(layout, num_chains, num_draws, num_predictive, num_data)
-        for chain in range(num_chains):
-            for first in range(0, num_data, BLOCK):
-                _fill_block(groups, layout, model, guide, data, seed, chain, first, device)
+        blocks = list(product(range(num_chains), range(0, num_data, BLOCK)))
+        for chain, first in track(blocks, len(blocks), "draws", "block"):
+            _fill_block(groups, layout, model, guide, data, seed, chain, first, device)
     for name, values in groups["observed_data"].items():
         # No integer says that a count was not observed.
         groups["observed_data"][name] = values.astype(
             np.float32 if np.isnan(values).any() else layout.value_dtype(name)
         )
+    if axes.labels is not None:
+        groups["constant_data"] = {"labels": axes.labels}
 
-    tree = {group: _dataset(group, arrays, layout, ids[:num_data]) for group, arrays in groups.items()}
-    tree["posterior"].attrs["sampling"] = (
-        "independent draws from a variational guide, split into chains for convenience"
-    )
+    tree = {group: axes.dataset(group, arrays) for group, arrays in groups.items()}
+    tree["posterior"].attrs |= {"inference_method": _METHOD, "sampling": _SAMPLING}
+    tree["sample_stats"].attrs |= {"inference_method": _METHOD, "note": _WEIGHTS}
     tree["log_likelihood"].attrs["note"] = _CONDITIONAL
-    if names is not None:
-        tree["constant_data"] = xr.Dataset({"labels": ("obs_id", names[:num_data])}, coords={"obs_id": ids[:num_data]})
     if gaps is not None:
         tree["gaps"] = gaps_dataset(gaps, ids, names)
-    root = xr.Dataset(attrs={"inference_library": "pyro", "inference_library_version": pyro.__version__, "seed": seed})
-    return xr.DataTree.from_dict({"/": root, **tree})
-
-
-def save_datatree(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
-    """Write a tree as one compressed netCDF file, whole or not at all.
-
-    The file is written beside its final place and then renamed, so that a run that is stopped leaves what was there.
-
-    Args:
-        tree: what `to_datatree` returns.
-        path: the file, by custom `results.nc`; its folder exists. A file that is there is replaced.
-
-    Returns:
-        The path. Open it by `arviz.from_netcdf(path)` or `xarray.open_datatree(path, engine="h5netcdf")`.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"path: expected a file in an existing folder; there is no {path.parent}. Make it first."
-        )
-    encoding = {
-        node.path: {
-            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
-            for name, variable in node.data_vars.items()
-            if variable.ndim and variable.dtype.kind in "iuf"
-        }
-        for node in tree.subtree
+    settings = {
+        "num_draws": num_draws,
+        "num_chains": num_chains,
+        "num_predictive": num_predictive,
+        "max_data": max_data,
+        "image_shape": axes.image_shape,
     }
-    with atomic_write(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-    return path
+    about = {
+        "inference_method": _METHOD,
+        "guide": _describe(guide),
+        "site": layout.site,
+        "seed": seed,
+        "settings": json.dumps(settings),
+        **_versions(),
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=about), **tree})
+
+
+def _describe(guide: Program) -> str:
+    family = getattr(guide, "family", None)
+    return getattr(guide, "__qualname__", type(guide).__qualname__) if family is None else repr(family)
+
+
+def _versions() -> dict[str, str]:
+    """Names and versions of what made a tree, under the names that ArviZ's schema gives them."""
+    try:
+        own = version("pyro-vae")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {
+        "inference_library": "pyro",
+        "inference_library_version": str(pyro.__version__),
+        "creation_library": "pyro-vae",
+        "creation_library_version": own,
+        "creation_library_language": "Python",
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "xarray_version": xr.__version__,
+    }
 
 
 def _require_positive(name: str, size: int) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{name}: expected an integer of at least 1; got {size!r}.")
-
-
-def _per_datapoint(name: str, values: Sequence[Any] | np.ndarray | Tensor, num_data: int) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.shape != (num_data,):
-        raise ValueError(
-            f"{name}: expected shape ({num_data},), one entry a datapoint of data; got {array.shape}. Pass all of them."
-        )
-    return array.astype(str) if array.dtype.kind in "OU" else array
 
 
 def _device(*programs: Program) -> torch.device | None:
@@ -358,15 +374,3 @@ def _fill_block(
 def _log_prob(node: Mapping[str, Any]) -> Float[Tensor, "S B"]:
     """Log density of a site's value; what a mask hides (missing values) counts as zero."""
     return scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
-
-
-def _dataset(group: str, arrays: Mapping[str, np.ndarray], layout: _Layout, ids: np.ndarray) -> xr.Dataset:
-    leading = ("obs_id",) if group == "observed_data" else ("chain", "draw", "obs_id")
-    variables, coords = {}, {"obs_id": ids}
-    for name, array in arrays.items():
-        num_own = array.ndim - len(leading)
-        own = ("latent_dim",) if name == layout.site else tuple(f"{name}_dim_{i}" for i in range(num_own))
-        variables[name] = (leading + own, array)
-        sizes = zip(leading + own, array.shape, strict=True)
-        coords |= {dim: np.arange(size) for dim, size in sizes if dim != "obs_id"}
-    return xr.Dataset(variables, coords=coords)
