@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pyro
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from inference import Amortized, Fit, Gaps, Local
+from inference import Amortized, Evidence, Fit, Gaps, Local, Search, refine
+from inference.densities import densities
 from inference.isolation import eval_mode
 from inference.noise import seeded
 from pyro_vae import plots
 from pyro_vae.data import Split
 from pyro_vae.vae import VAE, posterior_mean
 
-__all__ = ["draw_fit", "draw_gaps", "save"]
+__all__ = ["draw_fit", "draw_gaps", "draw_worst", "save"]
 
 NUM_SHOWN = 10
 NUM_SAMPLES = 64
 MANIFOLD_SIZE = 12
+# Pairs of datapoints, and steps from one to the other.
+NUM_PAIRS, NUM_STEPS = 5, 9
+# Latent dimensions whose traversal is shown, those with the most information, and how far it goes, in quantiles.
+NUM_TRAVERSED = 8
+REACH = (0.02, 0.98)
+# Draws of the prior and of the aggregate posterior.
+NUM_AGGREGATE = 2000
+# Grid points of a dimension, where a posterior is drawn and where it is searched for.
+POSTERIOR_SIZE, COARSE = 121, 61
 
 
 def draw_fit(
@@ -49,23 +62,28 @@ def draw_fit(
         mean = vae.decode(z).mean
         samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
     save(plots.plot_elbo(fits), folder / "elbo.png")
-    # Mostly blank, as drawings are; a photograph has few of its darkest pixels.
-    seen = x[~x.isnan()]
-    ink = bool((seen - seen.min() < 0.02 * (seen.max() - seen.min())).double().mean() > 0.2)
+    ink = _is_ink(x)
     pair = (x[:NUM_SHOWN], mean[:NUM_SHOWN])
     save(plots.plot_reconstructions(*pair, image_shape, ink=ink), folder / "reconstructions.png")
     drawn = plots.plot_samples(samples, image_shape, ink=ink)
     drawn.set_title("")
     drawn.set_title("means of x at draws of z from the prior", loc="left")
     save(drawn, folder / "samples.png")
+    ways = _interpolations(vae, z)
+    if ways is not None:
+        save(plots.plot_interpolations(ways, image_shape, ink=ink), folder / "interpolations.png")
+    images, names = _traversals(vae, guide, x, z)
+    save(plots.plot_traversals(images, image_shape, names=names, ink=ink), folder / "traversals.png")
+    save(plots.plot_aggregate(*_both(vae, guide, x)), folder / "aggregate.png")
     if z.shape[1] == 2:
+        save(plots.plot_posterior(*_posterior(vae, guide, x)), folder / "posterior.png")
         grid, images = _manifold(vae)
         save(plots.plot_manifold(images, image_shape, grid=grid, ink=ink), folder / "manifold.png")
         save(plots.plot_latent(z, shown.labels), folder / "latent.png")
 
 
 def draw_gaps(folder: Path, gaps: Mapping[str, Gaps]) -> None:
-    """Gap bars with error bars, and the histogram of per-datapoint amortization gaps.
+    """Gap bars with error bars, the amortization gaps by datapoint, and how far to trust log p(x).
 
     Args:
         folder: where the pictures go.
@@ -73,6 +91,124 @@ def draw_gaps(folder: Path, gaps: Mapping[str, Gaps]) -> None:
     """
     save(plots.plot_gaps(gaps), folder / "gaps.png")
     save(plots.plot_gap_histogram(gaps), folder / "gap_histogram.png")
+    save(plots.plot_gap_scatter(gaps), folder / "gap_scatter.png")
+    known = {name: found for name, record in gaps.items() if (found := _with_tails(record)) is not None}
+    if known:
+        save(plots.plot_pareto_k(known), folder / "pareto_k.png")
+
+
+@torch.no_grad()
+def draw_worst(folder: Path, gaps: Gaps, vae: VAE, guide: Amortized, x: Tensor, image_shape: tuple[int, ...]) -> None:
+    """The images with the largest amortization gaps, with what the encoder's q makes of them.
+
+    Args:
+        folder: where the picture goes.
+        gaps: the record.
+        vae: the fitted model.
+        guide: its encoder.
+        x: (N, P) the datapoints that were measured.
+        image_shape: of a datapoint.
+    """
+    with eval_mode(vae.model, guide):
+        mean = vae.decode(posterior_mean(guide.distribution(x))).mean
+    picture = plots.plot_worst(gaps, x, image_shape, means={"from the encoder": mean}, ink=_is_ink(x))
+    save(picture, folder / "worst.png")
+
+
+def _with_tails(gaps: Gaps) -> Gaps | Evidence | None:
+    """The estimate of log p(x) whose Pareto k is known: a few annealed chains have no tail to fit."""
+    records: list[Gaps | Evidence] = [gaps, *gaps.estimates.values()]
+    return next((one for one in records if one.pareto_k is not None and not bool(one.pareto_k.isnan().all())), None)
+
+
+def _is_ink(x: Tensor) -> bool:
+    """Mostly blank, as drawings are; a photograph has few of its darkest pixels."""
+    seen = x[~x.isnan()]
+    return bool((seen - seen.min() < 0.02 * (seen.max() - seen.min())).double().mean() > 0.2)
+
+
+@torch.no_grad()
+def _interpolations(vae: VAE, z: Tensor) -> Float[Tensor, "R T P"] | None:
+    """Straight ways between the means of q of consecutive datapoints; None where there are too few."""
+    num_pairs = min(NUM_PAIRS, len(z) // 2)
+    if not num_pairs:
+        return None
+    share = torch.linspace(0, 1, NUM_STEPS).to(z)[:, None]
+    ways = torch.stack([torch.lerp(z[2 * pair], z[2 * pair + 1], share) for pair in range(num_pairs)])
+    with eval_mode(vae.model):
+        return vae.decode(ways).mean
+
+
+@torch.no_grad()
+def _traversals(vae: VAE, guide: Amortized | Local, x: Tensor, z: Tensor) -> tuple[Float[Tensor, "R T P"], list[str]]:
+    """One datapoint, each of the dimensions whose mean varies most over datapoints moved through the prior's range."""
+    order = z.var(0).argsort(descending=True)[:NUM_TRAVERSED].sort().values.tolist()
+    with eval_mode(vae.model), seeded(0):
+        draws = vae.prior().sample((4096,))
+        ends = draws.quantile(torch.tensor(REACH).to(draws), dim=0)
+        share = torch.linspace(0, 1, NUM_STEPS).to(z)
+        ways = z[0].expand(len(order), NUM_STEPS, -1).clone()
+        for row, dim in enumerate(order):
+            ways[row, :, dim] = torch.lerp(ends[0, dim], ends[1, dim], share)
+        return vae.decode(ways).mean, [f"$z_{{{dim + 1}}}$" for dim in order]
+
+
+@torch.no_grad()
+def _both(vae: VAE, guide: Amortized | Local, x: Tensor) -> tuple[Float[Tensor, "S D"], Float[Tensor, "M D"]]:
+    """Draws of the prior, and as many of the mean of q over datapoints."""
+    with eval_mode(vae.model, guide), seeded(0):
+        q = guide.distribution(x)
+        each = -(-NUM_AGGREGATE // len(x))
+        return vae.prior().sample((NUM_AGGREGATE,)), q.sample((each,)).flatten(0, 1)
+
+
+def _posterior(
+    vae: VAE, guide: Amortized | Local, x: Tensor
+) -> tuple[Float[Tensor, "2 n"], Float[Tensor, "n n"], dict[str, Float[Tensor, "n n"]]]:
+    """The log joint of the first datapoint on a grid, values of each dimension, and log q and log q* there.
+
+    The posterior may lie far from q: coarse grids, from the prior's range on, find it, and a finer one is drawn. Of a
+    family whose density is known at its own draws alone there is no q to draw.
+    """
+    one = x[:1]
+    guides: dict[str, Amortized | Local] = {}
+    if isinstance(guide, Local):
+        guides["q*"] = guide.rows(torch.zeros(1, dtype=torch.long, device=x.device))
+    elif guide.family.has_log_prob:
+        # As long as a picture is worth; `measure_gaps` searches on.
+        options: dict[str, Any] = {"search": Search(max_rounds=3), "cold": False, "seed": 0}
+        rows = refine(vae.model, guide.family, one, site=guide.site, init=guide, **options).params
+        guides = {"q": guide, "q*": Local(guide.family, rows, guide.site)}
+    with torch.no_grad(), eval_mode(vae.model, guide), seeded(0), pyro.validation_enabled(is_validate=False):
+        prior = vae.prior()
+        members = {name: member.distribution(one) for name, member in guides.items() if member.family.has_log_prob}
+        draws = [q.sample((512,))[:, 0] for q in members.values()]
+        range_of_prior = prior.sample((4096,)).quantile(torch.tensor(REACH).to(x), dim=0)
+
+        def log_joint_on(grid: Float[Tensor, "2 n"]) -> tuple[Tensor, Tensor]:
+            z = torch.cartesian_prod(*grid)
+            log_joint = densities(vae.model, one, z.unsqueeze(1), site="z").log_joint[:, 0]
+            return z, log_joint.where(prior.support.check(z), -math.inf)
+
+        grid = _around([range_of_prior, *draws], COARSE)
+        for size in (COARSE, COARSE, POSTERIOR_SIZE):
+            z, log_joint = log_joint_on(grid)
+            # A normal density has enclosed 95 % of the mass 3 nats below its peak.
+            near = z[log_joint > log_joint.max() - 6]
+            margin = 2 * (grid[:, 1] - grid[:, 0]) + 0.5 * (near.amax(0) - near.amin(0))
+            grid = _around([near - margin, near + margin, *draws], size)
+        z, log_joint = log_joint_on(grid)
+        log_q = {name: q.log_prob(z.unsqueeze(1))[:, 0] for name, q in members.items()}
+        inside, shape = prior.support.check(z), (POSTERIOR_SIZE, POSTERIOR_SIZE)
+        log_q = {name: values.where(inside, -math.inf).reshape(shape) for name, values in log_q.items()}
+        return grid, log_joint.reshape(shape), log_q
+
+
+def _around(points: Sequence[Float[Tensor, "S 2"]], size: int) -> Float[Tensor, "2 n"]:
+    """Values of each dimension, evenly spaced from the least to the largest."""
+    every = torch.cat(list(points))
+    share = torch.linspace(0, 1, size).to(every)
+    return torch.lerp(every.amin(0)[:, None], every.amax(0)[:, None], share)
 
 
 @torch.no_grad()

@@ -1,92 +1,47 @@
 import dataclasses
+import inspect
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from plot_records import (
+    legend,
+    line,
+    make_calibration,
+    make_comparison,
+    make_evidence,
+    make_fit,
+    make_gaps,
+    make_surgery,
+    make_tracker,
+)
 
-from inference.results import Evidence, Fit, Gaps
-from pyro_vae.comparison import Compared, Comparison
+from pyro_vae import plots
 from pyro_vae.plots import (
+    plot_aggregate,
     plot_comparison,
     plot_elbo,
+    plot_elbo_terms,
     plot_gap_histogram,
+    plot_gap_scatter,
     plot_gaps,
+    plot_interpolations,
+    plot_kl_per_dim,
     plot_latent,
     plot_log_p,
     plot_manifold,
+    plot_pareto_k,
+    plot_posterior,
+    plot_rank_differences,
+    plot_ranks,
     plot_reconstructions,
     plot_samples,
     plot_squared_error,
+    plot_traversals,
+    plot_worst,
 )
-
-
-def make_fit(num_epochs=30, *, level=0.0, validation=True, best_epoch=20):
-    elbo = level - 100 - 300 * torch.exp(-torch.arange(num_epochs) / 1.5)
-    held_out = elbo - 5 if validation else None
-    return Fit(
-        elbo=elbo,
-        elbo_validation=held_out,
-        seconds=1.0,
-        num_steps=10,
-        stopped_because="epochs",
-        best_epoch=best_epoch,
-    )
-
-
-def make_gaps(num_data=50, *, approximation=0.5, amortization=1.5):
-    generator = torch.Generator().manual_seed(num_data)
-    noise = torch.rand(2, num_data, generator=generator)
-    evidence, error = -90 - 10 * noise[0], 0.01 + 0.01 * noise[1]
-    first, second = approximation * 2 * noise[0], amortization * 2 * noise[1]
-    values = {
-        "log_evidence": evidence,
-        "elbo_local": evidence - first,
-        "elbo_amortized": evidence - first - second,
-        "approximation_gap": first,
-        "amortization_gap": second,
-        "inference_gap": first + second,
-    }
-    errors = {f"{term}_se": error for term in values}
-    nothing = torch.zeros(num_data)
-    return Gaps(
-        **values,
-        **errors,
-        converged=torch.ones(num_data, dtype=torch.bool),
-        start_gap=nothing,
-        pareto_k=None,
-        ess=None,
-        family="MeanField(2)",
-        evidence_method="IWAE",
-    )
-
-
-def make_comparison(num_data=30):
-    generator = torch.Generator().manual_seed(num_data)
-
-    def model(name, level, *, dense=True, mark=None):
-        error = level + torch.rand(num_data, generator=generator)
-        value = -100 - 10 * level + torch.randn(num_data, generator=generator)
-        log_p = Evidence(value=value, se=torch.full((num_data,), 0.01), method="IWAE") if dense else None
-        return Compared(name=name, squared_error=error, log_p=log_p, seconds=1.0, how="ended", mark=mark)
-
-    models = [model("PCA", 2.0, dense=False), model("FA", 3.0, mark="its own noise"), model("VAE", 1.0)]
-    return Comparison(models=models, data="digits", fingerprint="f", num_data=num_data, num_latents=8, settings={})
-
-
-def line(ax, label):
-    (found,) = [line for line in ax.get_lines() if line.get_label() == label]
-    return found
-
-
-def shown_image(ax):
-    (image,) = ax.get_images()
-    return np.ma.filled(image.get_array(), np.nan)
-
-
-def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 class TestElbo:
@@ -128,6 +83,12 @@ class TestElbo:
         assert -180 < low < fit.elbo_validation[3] and high > fit.elbo.max()
         assert "below the axis" in ax.texts[0].get_text() and "405" in ax.texts[0].get_text()
 
+    def test_several_fits_are_told_apart_by_markers_too(self):
+        ax = plot_elbo({"SVI": make_fit(), "EM": make_fit(20, level=2.0, best_epoch=12)})
+        first, second = (line(ax, f"{name}, training") for name in ("SVI", "EM"))
+        assert first.get_marker() == line(ax, "SVI, epoch kept (21)").get_marker() != second.get_marker()
+        assert line(plot_elbo({"SVI": make_fit()}), "SVI, training").get_marker() == "None"
+
     def test_a_later_collapse_stays_on_the_axis(self):
         fit = make_fit(best_epoch=None)
         fit.elbo[25] = -900.0
@@ -138,6 +99,33 @@ class TestElbo:
         fit = make_fit(num_epochs, best_epoch=0)
         ax = plot_elbo({"SVI": fit})
         assert ax.get_ylim()[0] < fit.elbo_validation.min() and not ax.texts
+
+
+class TestElboTerms:
+    def test_the_upper_line_is_the_first_term_and_the_distance_to_the_elbo_the_second(self):
+        tracker = make_tracker()
+        ax = plot_elbo_terms(tracker)
+        for name in ("training", "held-out"):
+            upper = line(ax, f"E[log p(x | z)], {name}")
+            (lower,) = [one for one in ax.get_lines() if one.get_label().startswith(f"ELBO, {name} (")]
+            np.testing.assert_allclose(upper.get_ydata(), tracker.reconstruction[name])
+            np.testing.assert_allclose(upper.get_ydata() - lower.get_ydata(), tracker.kl[name])
+            np.testing.assert_array_equal(lower.get_xdata(), tracker.epochs)
+            assert f"KL at the end: {tracker.kl[name][-1]:.3g}" in lower.get_label()
+            assert upper.get_color() != lower.get_color() and upper.get_linestyle() == lower.get_linestyle()
+        assert len(ax.figure.axes) == 1, "one scale, so that the distance is nats"
+        assert line(ax, "E[log p(x | z)], training").get_linestyle() != upper.get_linestyle()
+        assert [shade.get_label() for shade in ax.collections] == ["KL(q || p), training"]
+
+    def test_first_epochs_do_not_stretch_the_axis_and_are_mentioned(self):
+        ax = plot_elbo_terms(make_tracker())
+        assert ax.get_ylim()[0] > -200 and "below the axis" in ax.texts[0].get_text()
+
+    @pytest.mark.parametrize("num_epochs", [1, 3])
+    def test_a_short_run_without_held_out_data(self, num_epochs):
+        ax = plot_elbo_terms(make_tracker(num_epochs, names=("training",)))
+        assert len(ax.get_lines()) == 2 and not ax.texts
+        ax.figure.canvas.draw()
 
 
 class TestGaps:
@@ -207,83 +195,35 @@ class TestGapHistogram:
         gaps = make_gaps(5, amortization=0.0)
         assert plot_gap_histogram({"SVI": gaps}).patches
 
+    def test_outlines_are_told_apart_by_colour_and_dash(self):
+        ax = plot_gap_histogram({"SVI": make_gaps(50), "EM": make_gaps(40)})
+        first, second = (patch for patch in ax.patches if not patch.get_fill())
+        assert first.get_edgecolor() != second.get_edgecolor() and first.get_linestyle() != second.get_linestyle()
 
-class TestImages:
-    x = np.arange(5 * 6.0).reshape(5, 6)
+    def test_one_datapoint(self):
+        plot_gap_histogram({"SVI": make_gaps(1)}).figure.canvas.draw()
 
-    def test_reconstructions_lie_under_their_originals(self):
-        ax = plot_reconstructions(self.x, self.x / 2, (2, 3), num_columns=3)
-        image = shown_image(ax)
-        # Columns: 3 pixels and a gap of 1. Rows: 2 pixels and a gap of 1, and 3 between pairs.
-        for index in range(5):
-            row, column = (index // 3) * 8, (index % 3) * 4
-            np.testing.assert_array_equal(image[row : row + 2, column : column + 3].ravel(), self.x[index])
-            np.testing.assert_array_equal(image[row + 3 : row + 5, column : column + 3].ravel(), self.x[index] / 2)
-        assert np.isnan(image[8:, 8:]).all() and np.isnan(image[2]).all()
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["original", "reconstruction"] * 2
-        np.testing.assert_allclose(ax.get_yticks(), [0.5, 3.5, 8.5, 11.5])
 
-    def test_originals_and_reconstructions_share_the_scale_of_the_originals(self):
-        ax = plot_reconstructions(self.x, self.x - 3, (2, 3))
-        assert ax.get_images()[0].get_clim() == (0, 29)
-        assert ax.get_xlabel() == "0 (white) to 29 (black)"
+class TestGapScatter:
+    @pytest.mark.parametrize("term", ["amortization_gap", "approximation_gap", "inference_gap"])
+    def test_points_and_bars_are_the_record(self, term):
+        gaps = {"SVI": make_gaps(50), "EM": make_gaps(40, amortization=-0.3)}
+        ax = plot_gap_scatter(gaps, term=term)
+        containers = ax.containers
+        assert [container.get_label() for container in containers] == ["SVI, N = 50", "EM, N = 40"]
+        for container, record in zip(containers, gaps.values(), strict=True):
+            points, _, (bars,) = container
+            np.testing.assert_array_equal(points.get_xdata(), record.log_evidence)
+            np.testing.assert_array_equal(points.get_ydata(), getattr(record, term))
+            ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+            np.testing.assert_allclose(np.diff(ends)[:, 0] / 2, getattr(record, f"{term}_se"))
+        assert ax.get_ylabel() == f"{term.replace('_', ' ')} (nats)"
+        assert containers[0][0].get_marker() != containers[1][0].get_marker()
 
-    def test_one_channel_is_gray_and_three_are_colour(self):
-        gray = plot_samples(self.x, (2, 3, 1))
-        assert shown_image(gray).ndim == 2
-        colour = np.linspace(0, 1, 12).reshape(1, 12)
-        image = shown_image(plot_samples(colour, (2, 2, 3)))
-        np.testing.assert_allclose(image[:2, :2], colour.reshape(2, 2, 3))
-
-    def test_light_and_ink(self):
-        """The largest value is black on paper, and white on a screen; a value that was not observed is neither."""
-        ink, light = plot_samples(self.x, (2, 3)), plot_samples(self.x, (2, 3), ink=False)
-        for ax, shade, note in ((ink, 0.0, "0 (white) to 29 (black)"), (light, 1.0, "0 (black) to 29 (white)")):
-            image = ax.get_images()[0]
-            np.testing.assert_allclose(image.cmap(image.norm(29.0))[:3], shade)
-            assert ax.get_xlabel() == note
-        gappy = self.x.astype(float)
-        gappy[0, 0] = np.nan
-        ax = plot_reconstructions(gappy, self.x, (2, 3))
-        assert ax.get_images()[0].get_clim() == (1, 29)
-
-    def test_samples_fill_a_square(self):
-        image = shown_image(plot_samples(self.x, (2, 3)))
-        assert image.shape == (2 * 3 - 1, 3 * 4 - 1)
-        np.testing.assert_array_equal(image[3:5, 4:7].ravel(), self.x[4])
-
-    def test_data_that_are_not_images_are_lines(self):
-        ax = plot_samples(torch.as_tensor(self.x))
-        (lines,) = ax.collections
-        np.testing.assert_array_equal([segment[:, 1] for segment in lines.get_segments()], self.x)
-        ax = plot_reconstructions(self.x, self.x / 2)
-        dots, fitted = line(ax, "original").get_ydata(), line(ax, "reconstruction").get_ydata()
-        np.testing.assert_array_equal(dots, self.x[0])
-        np.testing.assert_array_equal(fitted, self.x[0] / 2)
-        np.testing.assert_allclose(ax.get_lines()[2].get_ydata() - ax.get_yticks()[1], self.x[1])
-
-    def test_manifold_lies_like_the_plane(self):
-        # Three images per side, each constant: 10 i + j.
-        values = 10 * np.arange(3)[:, None] + np.arange(3)
-        images = np.repeat(values[:, :, None], 4, axis=2)
-        ax = plot_manifold(images, (2, 2), grid=[-1.5, 0.0, 1.5])
-        image, extent = shown_image(ax), ax.get_images()[0].get_extent()
-        left, right, bottom, top = extent
-        assert left < right and bottom < top
-        for i in range(3):
-            for j in range(3):
-                # The pixel drawn at data coordinates (i + 1/2, j + 1/2); array rows run from the top.
-                assert image[int((3 - j - 0.5) * 2), int((i + 0.5) * 2)] == values[i, j]
-        np.testing.assert_allclose(ax.get_xticks(), [0.5, 1.5, 2.5])
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["−1.5", "0", "1.5"]
-        assert ax.get_xlabel() == "$z_1$" and ax.get_ylabel() == "$z_2$"
-
-    def test_manifold_of_data_that_are_not_images(self):
-        images = np.zeros((2, 2, 5))
-        images[1, 0, -1] = 1.0
-        (lines,) = plot_manifold(images).collections
-        highest = max((segment[-1] for segment in lines.get_segments()), key=lambda point: point[1] % 1)
-        assert 1 < highest[0] < 2 and highest[1] < 1
+    def test_one_datapoint_and_an_error_that_is_not_known(self):
+        gaps = make_gaps(1)
+        gaps.amortization_gap_se[:] = torch.nan
+        plot_gap_scatter({"SVI": gaps}).figure.canvas.draw()
 
 
 class TestComparison:
@@ -330,61 +270,65 @@ class TestComparison:
         left.figure.canvas.draw()
 
 
-class TestLatent:
-    def test_one_collection_a_label(self):
-        z = torch.arange(12.0).reshape(6, 2)
-        labels = torch.tensor([3, 1, 3, 1, 1, 7])
-        ax = plot_latent(z, labels)
-        assert [points.get_label() for points in ax.collections] == ["1", "3", "7"] == legend(ax)
-        np.testing.assert_array_equal(ax.collections[0].get_offsets(), z[labels == 1])
-        colors = {tuple(points.get_facecolor()[0]) for points in ax.collections}
-        assert len(colors) == 3
-
-    def test_many_and_long_labels_are_told_apart_by_colour_and_marker(self):
-        names = [f"class {index:02d}" for index in range(25)]
-        ax = plot_latent(np.zeros((25, 2)), names)
-        looks = {
-            (tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes()) for points in ax.collections
-        }
-        assert len(looks) == 25
-
-    @pytest.mark.parametrize("label", ["$", "a_b", "-1", "^"])
-    def test_labels_that_mathtext_would_read_are_drawn(self, label):
-        ax = plot_latent(np.zeros((1, 2)), [label])
-        ax.figure.canvas.draw()
-        assert ax.collections[0].get_label() == label
-
-    def test_without_labels(self):
-        ax = plot_latent(torch.ones(4, 2))
-        assert len(ax.collections) == 1 and ax.get_legend() is None
-
-
+X = np.arange(5 * 6.0).reshape(5, 6)
+SURFACE = (np.linspace(-3, 3, 41), -0.5 * np.add.outer(np.linspace(-3, 3, 41) ** 2, np.linspace(-3, 3, 41) ** 2))
 PICTURES = {
     "elbo": lambda ax: plot_elbo({"SVI": make_fit()}, ax=ax),
     "gaps": lambda ax: plot_gaps({"SVI": make_gaps()}, ax=ax),
     "gap histogram": lambda ax: plot_gap_histogram({"SVI": make_gaps()}, ax=ax),
     "squared error": lambda ax: plot_squared_error(make_comparison(), ax=ax),
     "log p": lambda ax: plot_log_p(make_comparison(), ax=ax),
-    "reconstructions": lambda ax: plot_reconstructions(TestImages.x, TestImages.x, (2, 3), ax=ax),
-    "reconstructions as lines": lambda ax: plot_reconstructions(TestImages.x, TestImages.x, ax=ax),
-    "samples": lambda ax: plot_samples(TestImages.x, (2, 3), ax=ax),
-    "samples as lines": lambda ax: plot_samples(TestImages.x, ax=ax),
+    "reconstructions": lambda ax: plot_reconstructions(X, X, (2, 3), ax=ax),
+    "reconstructions as lines": lambda ax: plot_reconstructions(X, X, ax=ax),
+    "samples": lambda ax: plot_samples(X, (2, 3), ax=ax),
+    "samples as lines": lambda ax: plot_samples(X, ax=ax),
     "manifold": lambda ax: plot_manifold(np.ones((2, 2, 6)), (2, 3), ax=ax),
     "manifold as lines": lambda ax: plot_manifold(np.ones((2, 2, 6)), ax=ax),
     "latent": lambda ax: plot_latent(torch.ones(4, 2), [0, 1, 0, 1], ax=ax),
+    "latent without labels": lambda ax: plot_latent(torch.ones(4, 2), ax=ax),
+    "ELBO terms": lambda ax: plot_elbo_terms(make_tracker(), ax=ax),
+    "gap scatter": lambda ax: plot_gap_scatter({"SVI": make_gaps()}, ax=ax),
+    "worst": lambda ax: plot_worst(make_gaps(5), X, (2, 3), ax=ax),
+    "worst as lines": lambda ax: plot_worst(make_gaps(5), X, ax=ax),
+    "Pareto k": lambda ax: plot_pareto_k({"IWAE": make_evidence([0.1, 0.9])}, ax=ax),
+    "KL by dimension": lambda ax: plot_kl_per_dim({"SVI": make_surgery()}, ax=ax),
+    "posterior": lambda ax: plot_posterior(*SURFACE, {"q": SURFACE[1]}, ax=ax),
+    "aggregate": lambda ax: plot_aggregate(X, X, ax=ax),
+    "interpolations": lambda ax: plot_interpolations(X[None], (2, 3), ax=ax),
+    "interpolations as lines": lambda ax: plot_interpolations(X[None], ax=ax),
+    "traversals": lambda ax: plot_traversals(X[None], (2, 3), ax=ax),
+    "traversals as lines": lambda ax: plot_traversals(X[None], ax=ax),
+    "ranks": lambda ax: plot_ranks(make_calibration(["U"]), "z[0]", ax=ax),
+    "rank differences": lambda ax: plot_rank_differences(make_calibration(["U"]), ax=ax),
 }
 
 
 @pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
 def test_draws_on_the_axes_given_or_on_one_new_figure_and_leaves_settings_alone(picture, tmp_path):
-    before = dict(matplotlib.rcParams)
-    _, ax = plt.subplots()
-    assert picture(ax) is ax and len(plt.get_fignums()) == 1
-    new = picture(None)
-    assert new is not ax and len(plt.get_fignums()) == 2
+    with plt.rc_context({"font.size": 6.5, "axes.grid": False}):
+        before = dict(matplotlib.rcParams)
+        _, ax = plt.subplots()
+        assert picture(ax) is ax and len(plt.get_fignums()) == 1
+        new = picture(None)
+        assert new is not ax and len(plt.get_fignums()) == 2
+        assert dict(matplotlib.rcParams) == before
     new.figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("name", [name for name in plots.__all__ if name.startswith("plot_")])
+def test_every_picture_takes_axes_by_keyword_and_is_in_the_tables(name):
+    function = getattr(plots, name)
+    parameters = inspect.signature(function).parameters
+    if function is plot_comparison:
+        assert parameters["axes"].default is None
+        return
+    *_, (last, ax) = parameters.items()
+    assert last == "ax" and ax.default is None and ax.kind is inspect.Parameter.KEYWORD_ONLY
+    assert inspect.signature(function).return_annotation == "Axes"
+    drawn = " ".join(str(picture.__code__.co_names) for picture in PICTURES.values())
+    assert f"'{name}'" in drawn
+    assert ">>> " in function.__doc__
 
 
 BAD = {
@@ -394,6 +338,7 @@ BAD = {
     "unknown error": (lambda: plot_gaps({"SVI": make_gaps()}, error="sd"), "error: expected"),
     "unknown term": (lambda: plot_gap_histogram({"SVI": make_gaps()}, term="elbo_local"), "term: expected"),
     "no bins": (lambda: plot_gap_histogram({"SVI": make_gaps()}, bins=0), "bins: expected"),
+    "nothing but NaN": (lambda: plot_samples(np.full((2, 6), np.nan), (2, 3)), "x: expected values"),
     "no samples": (lambda: plot_samples(np.ones((0, 6)), (2, 3)), "x: expected"),
     "vector": (lambda: plot_samples(np.ones(6), (2, 3)), "x: expected"),
     "image shape": (lambda: plot_samples(np.ones((2, 6)), (2, 2)), "image_shape: expected 6"),
@@ -404,6 +349,40 @@ BAD = {
     "grid": (lambda: plot_manifold(np.ones((2, 2, 6)), (2, 3), grid=[0.0]), "grid: expected"),
     "three dimensions": (lambda: plot_latent(np.ones((4, 3))), "z: expected"),
     "labels": (lambda: plot_latent(np.ones((4, 2)), [1]), "labels: expected"),
+    "a tracker that saw nothing": (lambda: plot_elbo_terms(make_tracker(0)), "tracker: expected"),
+    "a tracker without data": (lambda: plot_elbo_terms(make_tracker(names=())), "tracker: expected"),
+    "no gaps to scatter": (lambda: plot_gap_scatter({}), "gaps: expected"),
+    "unknown term to scatter": (lambda: plot_gap_scatter({"SVI": make_gaps()}, term="elbo"), "term: expected"),
+    "worst of other rows": (lambda: plot_worst(make_gaps(4), X, (2, 3)), r"x: expected shape \(4, 6\)"),
+    "other means": (lambda: plot_worst(make_gaps(5), X, means={"q": X[:, :4]}), r"means\['q'\]: expected shape"),
+    "means of a vector": (lambda: plot_worst(make_gaps(5), X, means={"q": X[0]}), r"means\['q'\]: expected shape"),
+    "worst image shape": (lambda: plot_worst(make_gaps(5), X, (3, 3)), "image_shape: expected 6"),
+    "worst none": (lambda: plot_worst(make_gaps(5), X, (2, 3), k=0), "k: expected"),
+    "no evidence": (lambda: plot_pareto_k({}), "records: expected"),
+    "no tail index": (lambda: plot_pareto_k({"SVI": make_gaps()}), "records: expected a tail index; 'SVI' has none"),
+    "no surgery": (lambda: plot_kl_per_dim({}), "surgeries: expected"),
+    "no KL by dimension": (
+        lambda: plot_kl_per_dim({"flow": make_surgery(None)}),
+        "surgeries: expected KL by dim.*'flow'",
+    ),
+    "posterior shapes": (lambda: plot_posterior(SURFACE[0][:5], SURFACE[1], {}), r"log_joint: expected shape \(5, 5\)"),
+    "q shapes": (lambda: plot_posterior(*SURFACE, {"q": X}), r"log_q\['q'\]: expected shape"),
+    "grid of three": (lambda: plot_posterior(np.ones((3, 5)), SURFACE[1], {}), "grid: expected shape"),
+    "uneven grid": (lambda: plot_posterior(np.arange(41.0) ** 2, SURFACE[1], {}), "grid: expected evenly spaced"),
+    "falling grid": (lambda: plot_posterior(SURFACE[0][::-1], SURFACE[1], {}), "grid: expected evenly spaced"),
+    "no mass": (lambda: plot_posterior(SURFACE[0], SURFACE[1] - np.inf, {}), "log_joint: expected log densities"),
+    "not a number": (lambda: plot_posterior(*SURFACE, {"q": SURFACE[1] * np.nan}), "log densities, finite somewhere"),
+    "one draw": (lambda: plot_aggregate(X[:1], X), "prior: expected two draws"),
+    "another D": (lambda: plot_aggregate(X, X[:, :4]), r"aggregate: expected two draws or more, \(S, 6\)"),
+    "infinite draws": (lambda: plot_aggregate(X, np.where(X == 3, np.inf, X)), "aggregate: expected finite"),
+    "no such dimension": (lambda: plot_aggregate(X, X, dims=[6]), "dims: expected"),
+    "no dimension": (lambda: plot_aggregate(X, X, dims=[]), "dims: expected"),
+    "ways of a matrix": (lambda: plot_interpolations(X, (2, 3)), "x: expected shape"),
+    "ways image shape": (lambda: plot_interpolations(X[None], (2, 2)), "image_shape: expected 6"),
+    "steps": (lambda: plot_traversals(X[None], (2, 3), steps=[0.0]), r"steps: expected shape \(5,\)"),
+    "names": (lambda: plot_traversals(X[None], (2, 3), names=["a", "b"]), "names: expected 1"),
+    "unknown quantity": (lambda: plot_ranks(make_calibration(["U"]), "z[1]"), r"quantity: expected one of z\[0\]"),
+    "bins of ranks": (lambda: plot_ranks(make_calibration(["U"]), "z[0]", bins=21), "bins: expected 1 to 20"),
 }
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
 Array = Tensor | np.ndarray
+T = TypeVar("T")
 
 
-# Okabe & Ito (2008): told apart under every common colour blindness, and in this order by lightness in print as well.
+# Okabe & Ito (2008): told apart under every common colour blindness. In gray print some are alike, so whatever a colour
+# tells is told by a marker, a dash or a place as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "o^sDvP"
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -39,15 +44,27 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
+def styled() -> Iterator[None]:
+    """The style; the caller's settings are untouched."""
+    with plt.rc_context(STYLE):
+        yield
+        interactive = matplotlib.is_interactive()
+    # A notebook's backend turns this on when the first figure wakes it. To undo that with the style would hide every
+    # picture after the first.
+    matplotlib.interactive(interactive)
+
+
+@contextmanager
 def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[Axes]:
     """The style, and a new figure where no Axes are given; the caller's settings are untouched."""
-    with plt.rc_context(STYLE):
+    with styled():
         yield plt.subplots(figsize=size)[1] if ax is None else ax
 
 
-def cycle(colors: Sequence[str]) -> Iterator[str]:
+def cycle(looks: Sequence[T]) -> Iterator[T]:
+    """Over and over again: for `zip` with what is drawn."""
     while True:
-        yield from colors
+        yield from looks
 
 
 def above(num_columns: int) -> dict[str, Any]:

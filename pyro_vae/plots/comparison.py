@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyro_vae.comparison import Compared, Comparison
-from pyro_vae.plots._style import COLORS, STYLE, above, drawing, minus
+from pyro_vae.plots._style import COLORS, above, drawing, minus, styled
 
 __all__ = ["plot_comparison", "plot_log_p", "plot_squared_error"]
 
@@ -27,6 +27,21 @@ def plot_squared_error(comparison: Comparison, *, ax: Axes | None = None) -> Axe
 
     Returns:
         The Axes, with one bar a model, the first at the top.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> def model(name, error):
+        ...     error = torch.tensor(error)
+        ...     return Compared(name=name, squared_error=error, log_p=None, seconds=0.1, how="closed form")
+        >>> models = [model("PCA", [2.0, 4.0]), model("FA", [3.0, 5.0])]
+        >>> found = Comparison(
+        ...     models=models, data="digits", fingerprint="f", num_data=2, num_latents=8, settings={}
+        ... )
+        >>> ax = plot_squared_error(found)
+        >>> [float(bar.get_width()) for bar in ax.patches]
+        [3.0, 4.0]
+        >>> plt.close(ax.figure)
     """
     with drawing(ax, (5.0, 2.9)) as ax:
         rows = [model.summary()["squared_error"] for model in comparison.models]
@@ -51,6 +66,21 @@ def plot_log_p(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
 
     Returns:
         The Axes, with one dot a model; where there is no density the row says so.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> def model(name, error):
+        ...     error = torch.tensor(error)
+        ...     return Compared(name=name, squared_error=error, log_p=None, seconds=0.1, how="closed form")
+        >>> models = [model("PCA", [2.0, 4.0]), model("FA", [3.0, 5.0])]
+        >>> found = Comparison(
+        ...     models=models, data="digits", fingerprint="f", num_data=2, num_latents=8, settings={}
+        ... )
+        >>> ax = plot_log_p(found)
+        >>> [text.get_text() for text in ax.texts]
+        ['no density', 'no density']
+        >>> plt.close(ax.figure)
     """
     with drawing(ax, (5.0, 2.9)) as ax:
         _models(ax, comparison.models)
@@ -86,10 +116,25 @@ def plot_comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = Non
 
     Raises:
         ValueError: `axes` are not two.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> def model(name, error):
+        ...     error = torch.tensor(error)
+        ...     return Compared(name=name, squared_error=error, log_p=None, seconds=0.1, how="closed form")
+        >>> models = [model("PCA", [2.0, 4.0]), model("FA", [3.0, 5.0])]
+        >>> found = Comparison(
+        ...     models=models, data="digits", fingerprint="f", num_data=2, num_latents=8, settings={}
+        ... )
+        >>> left, right = plot_comparison(found)
+        >>> [label.get_text() for label in left.get_yticklabels()]
+        ['PCA', 'FA']
+        >>> plt.close(left.figure)
     """
     if axes is not None and len(axes) != 2:
         raise ValueError(f"axes: expected two Axes, one a panel; got {len(axes)}.")
-    with plt.rc_context(STYLE):
+    with styled():
         if axes is None:
             figure, axes = plt.subplots(1, 2, figsize=(8.4, 0.9 + 0.36 * len(comparison.models)), sharey=True)
             title = f"{comparison.data}, D = {comparison.num_latents}, N = {comparison.num_data}; bars: ± 1 se over x"

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from inference.results import Gaps
-from pyro_vae.plots._style import COLORS, above, drawing, minus, require_some, to_numpy, words
+from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._ridges import ridges, ridges_size
+from pyro_vae.plots._style import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    Array,
+    above,
+    cycle,
+    drawing,
+    minus,
+    require_positive,
+    require_some,
+    to_numpy,
+    words,
+)
 
-__all__ = ["plot_gap_histogram", "plot_gaps"]
+__all__ = ["plot_gap_histogram", "plot_gap_scatter", "plot_gaps", "plot_worst"]
 
 Term = Literal["approximation_gap", "amortization_gap", "inference_gap"]
 ErrorKind = Literal["se", "mc_se"]
@@ -37,6 +53,20 @@ def plot_gaps(gaps: Mapping[str, Gaps], *, error: ErrorKind = "se", ax: Axes | N
 
     Raises:
         ValueError: no gaps are given, or `error` is neither.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> from inference import Amortized, MeanField, measure_gaps
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> x = torch.ones(3, 2)
+        >>> gaps = measure_gaps(exact.model, guide, x, log_evidence=exact.log_evidence(x), seed=0)
+        >>> ax = plot_gaps({"untrained": gaps})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['approximation gap', 'amortization gap', 'inference gap']
+        >>> plt.close(ax.figure)
     """
     require_some("gaps", gaps)
     if error not in _ERRORS:
@@ -100,25 +130,164 @@ def plot_gap_histogram(
 
     Raises:
         ValueError: no gaps are given, no such term, or `bins` is not positive.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> from inference import Amortized, MeanField, measure_gaps
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> x = torch.ones(3, 2)
+        >>> gaps = measure_gaps(exact.model, guide, x, log_evidence=exact.log_evidence(x), seed=0)
+        >>> ax = plot_gap_histogram({"untrained": gaps}, term="inference_gap", bins=5)
+        >>> ax.get_xlabel()
+        'inference gap of a datapoint (nats)'
+        >>> plt.close(ax.figure)
     """
-    require_some("gaps", gaps)
-    if term not in get_args(Term):
-        raise ValueError(f"term: expected one of {', '.join(get_args(Term))}; got {term!r}.")
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1; got {bins}.")
+    _require_term(gaps, term)
+    require_positive("bins", bins)
     values = {name: to_numpy(getattr(record, term)).astype(float) for name, record in gaps.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=bins).tolist()
     with drawing(ax, (6.0, 3.4)) as ax:
-        for index, (name, value) in enumerate(values.items()):
-            color = COLORS[index % len(COLORS)]
+        for color, dash, (name, value) in zip(cycle(COLORS), cycle(DASHES), values.items(), strict=False):
             mean = gaps[name].summary()[term]["mean"]
             percent = np.full(len(value), 100 / len(value))
-            label = minus(f"{name}: mean {mean:.2f}, N = {len(value)}")
+            label = f"{name}: mean {minus(f'{mean:.2f}')}, N = {len(value)}"
             fill: dict[str, Any] = {"color": color, "alpha": 0.25, "histtype": "stepfilled"}
             ax.hist(value, edges, weights=percent, **fill)
-            ax.hist(value, edges, weights=percent, color=color, histtype="step", linewidth=1.4, label=label)
-            ax.axvline(mean, color=color, linestyle=(0, (4, 1.5)), linewidth=1.2)
+            outline: dict[str, Any] = {"color": color, "histtype": "step", "linewidth": 1.4, "linestyle": dash}
+            ax.hist(value, edges, weights=percent, label=label, **outline)
+            ax.axvline(mean, color=color, linestyle=dash, linewidth=1.2)
         ax.axvline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel=f"{words(term)} of a datapoint (nats)", ylabel="% of datapoints")
-        ax.legend(loc="upper right", title="dashed: mean", title_fontsize=8)
+        ax.legend(loc="upper right", title="vertical lines: means", title_fontsize=8)
     return ax
+
+
+def plot_gap_scatter(gaps: Mapping[str, Gaps], *, term: Term = "amortization_gap", ax: Axes | None = None) -> Axes:
+    """One gap of each datapoint against its log p(x): which datapoints pay.
+
+    Args:
+        gaps: `{name: Gaps}`.
+        term: `"amortization_gap"`, `"approximation_gap"` or `"inference_gap"`.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes, with one error bar container a model; bars are one Monte Carlo standard error.
+
+    Raises:
+        ValueError: no gaps are given, or no such term.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> from inference import Amortized, MeanField, measure_gaps
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> x = torch.ones(3, 2)
+        >>> gaps = measure_gaps(exact.model, guide, x, log_evidence=exact.log_evidence(x), seed=0)
+        >>> ax = plot_gap_scatter({"untrained": gaps})
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('log p(x) (nats)', 'amortization gap (nats)')
+        >>> plt.close(ax.figure)
+    """
+    _require_term(gaps, term)
+    with drawing(ax, (5.6, 3.8)) as ax:
+        for color, marker, (name, record) in zip(cycle(COLORS), cycle(MARKERS), gaps.items(), strict=False):
+            ax.errorbar(
+                to_numpy(record.log_evidence),
+                to_numpy(getattr(record, term)),
+                yerr=to_numpy(getattr(record, f"{term}_se")),
+                fmt=marker,
+                color=color,
+                markersize=3.5,
+                elinewidth=0.7,
+                alpha=0.7,
+                label=f"{name}, N = {len(record)}",
+            )
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set(xlabel="log p(x) (nats)", ylabel=f"{words(term)} (nats)")
+        ax.legend(title="bars: ± 1 Monte Carlo standard error", title_fontsize=8, **above(min(len(gaps), 3)))
+    return ax
+
+
+def plot_worst(
+    gaps: Gaps,
+    x: Array,
+    image_shape: Sequence[int] | None = None,
+    *,
+    means: Mapping[str, Array] = MappingProxyType({}),
+    k: int = 10,
+    ink: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """The datapoints with the largest amortization gaps, each with its gap, and what q makes of them.
+
+    Args:
+        gaps: the record.
+        x: (N, P) the datapoints that were measured.
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
+            dots and its means as lines.
+        means: `{name: (N, P)}` rows to show below, such as reconstructions from q and from q*.
+        k: how many.
+        ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes, the largest gap on the left (or at the top). The gray scale is that of all of x.
+
+    Raises:
+        ValueError: x or one of `means` has another number of rows than `gaps`, or `image_shape` does not fit.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> from inference import Amortized, MeanField, measure_gaps
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> exact = LinearGaussian(torch.eye(4), torch.zeros(4), 1.0)
+        >>> guide = Amortized(MeanField(4), torch.nn.Linear(4, 8))
+        >>> x = torch.eye(4)[:3]
+        >>> gaps = measure_gaps(exact.model, guide, x, log_evidence=exact.log_evidence(x), seed=0)
+        >>> ax = plot_worst(gaps, x, (2, 2), means={"E[x | z]": 0.5 * x}, k=2)
+        >>> [label.get_text() for label in ax.get_yticklabels()], len(ax.get_xticklabels())
+        (['x', 'E[x | z]'], 2)
+        >>> plt.close(ax.figure)
+    """
+    names = ["x", *(f"means[{name!r}]" for name in means)]
+    rows = [matrix(name, values) for name, values in zip(names, (x, *means.values()), strict=True)]
+    expected = (len(gaps), rows[0].shape[1])
+    for name, values in zip(names, rows, strict=True):
+        if values.shape != expected:
+            raise ValueError(
+                f"{name}: expected shape {expected}, one row a datapoint that was measured; got {values.shape}. Pass "
+                "the rows that `gaps` are of, in their order."
+            )
+    require_positive("k", k)
+    worst = to_numpy(gaps.worst(k))
+    labels = [minus(f"{float(gaps.amortization_gap[index]):.2f}") for index in worst]
+    shown = [values[worst] for values in rows]
+    if image_shape is None:
+        with drawing(ax, ridges_size(len(worst))) as ax:
+            lines = dict(zip(means, shown[1:], strict=True))
+            ridges(ax, ("x", shown[0]), lines, labels, "amortization gap, nats")
+        return ax
+    images = [as_images(name, values, image_shape) for name, values in zip(names, shown, strict=True)]
+    strips = [tile(one, len(worst)) for one in images]
+    gap, (height, width) = gap_between(images[0]), images[0].shape[1:3]
+    mosaic = np.concatenate(strips)[:-gap]
+    limits = (float(np.nanmin(rows[0])), float(np.nanmax(rows[0])))
+    size = mosaic_size(mosaic)
+    with drawing(ax, (size[0], size[1] + 0.3)) as ax:
+        show(ax, mosaic, limits, ink=ink)
+        ax.set_yticks(np.arange(len(strips)) * (height + gap) + (height - 1) / 2, ["x", *means])
+        ax.set_xticks(np.arange(len(worst)) * (width + gap) + (width - 1) / 2, labels)
+        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, images[0], ink=ink)}")
+    return ax
+
+
+def _require_term(gaps: Mapping[str, Gaps], term: str) -> None:
+    require_some("gaps", gaps)
+    if term not in get_args(Term):
+        raise ValueError(f"term: expected one of {', '.join(get_args(Term))}; got {term!r}.")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pyro_vae.plots._style import COLORS, Array, above, drawing, minus, require_positive, to_numpy
+from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._ridges import ridges, ridges_size
+from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy
 
 __all__ = ["plot_manifold", "plot_reconstructions", "plot_samples"]
-
-# The gray between images, so that a white border is seen as part of an image.
-GROUND = 0.88
 
 
 def plot_reconstructions(
@@ -43,8 +40,17 @@ def plot_reconstructions(
 
     Raises:
         ValueError: shapes do not match, or nothing is given.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> x = np.arange(24.0).reshape(4, 6)
+        >>> ax = plot_reconstructions(x, x / 2, (2, 3))
+        >>> [label.get_text() for label in ax.get_yticklabels()], ax.get_xlabel()
+        (['original', 'reconstruction'], '0 (white) to 23 (black)')
+        >>> plt.close(ax.figure)
     """
-    x, mean = _matrix("x", x), _matrix("mean", mean)
+    x, mean = matrix("x", x), matrix("mean", mean)
     if x.shape != mean.shape:
         raise ValueError(
             f"mean: expected the shape of x, {x.shape}; got {mean.shape}. Pass one reconstruction a datapoint."
@@ -52,21 +58,22 @@ def plot_reconstructions(
     require_positive("num_columns", num_columns)
     limits = (float(np.nanmin(x)), float(np.nanmax(x)))
     if image_shape is None:
-        with drawing(ax, (6.0, min(8.0, 0.8 + 0.5 * len(x)))) as ax:
-            _ridges(ax, x, mean)
+        with drawing(ax, ridges_size(len(x))) as ax:
+            labels = [str(index) for index in range(len(x))]
+            ridges(ax, ("original", x), {"reconstruction": mean}, labels, "datapoint")
         return ax
-    originals, reconstructed = _images("x", x, image_shape), _images("mean", mean, image_shape)
+    originals, reconstructed = as_images("x", x, image_shape), as_images("mean", mean, image_shape)
     num_columns = min(num_columns, len(x))
     strips = []
     for first in range(0, len(x), num_columns):
         rows = slice(first, first + num_columns)
-        strips += [_tile(originals[rows], num_columns), _tile(reconstructed[rows], num_columns, gaps_below=3)]
-    mosaic = np.concatenate(strips)[: -3 * _gap(originals)]
+        strips += [tile(originals[rows], num_columns), tile(reconstructed[rows], num_columns, gaps_below=3)]
+    mosaic = np.concatenate(strips)[: -3 * gap_between(originals)]
     starts = np.cumsum([0, *(len(strip) for strip in strips[:-1])])
-    with drawing(ax, _mosaic_size(mosaic)) as ax:
-        _show(ax, mosaic, limits, ink=ink)
+    with drawing(ax, mosaic_size(mosaic)) as ax:
+        show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(starts + (originals.shape[1] - 1) / 2, ["original", "reconstruction"] * (len(strips) // 2))
-        ax.set_xlabel(_scale_note(limits, originals, ink=ink))
+        ax.set_xlabel(scale_note(limits, originals, ink=ink))
     return ax
 
 
@@ -92,8 +99,16 @@ def plot_samples(
 
     Raises:
         ValueError: `image_shape` does not fit x, or nothing is given.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import numpy as np
+        >>> ax = plot_samples(np.arange(24.0).reshape(4, 6), (2, 3))
+        >>> ax.get_xlabel()
+        '0 (white) to 23 (black)'
+        >>> plt.close(ax.figure)
     """
-    x = _matrix("x", x)
+    x = matrix("x", x)
     if num_columns is not None:
         require_positive("num_columns", num_columns)
     if image_shape is None:
@@ -106,14 +121,14 @@ def plot_samples(
             ax.autoscale_view()
             ax.set(xlabel="index of the data value", ylabel="data value", title=f"{len(x)} draws, one line each")
         return ax
-    images = _images("x", x, image_shape)
+    images = as_images("x", x, image_shape)
     columns = num_columns or int(np.ceil(np.sqrt(len(x))))
-    mosaic = np.concatenate([_tile(images[first : first + columns], columns) for first in range(0, len(x), columns)])
-    mosaic = mosaic[: -_gap(images)]
+    mosaic = np.concatenate([tile(images[first : first + columns], columns) for first in range(0, len(x), columns)])
+    mosaic = mosaic[: -gap_between(images)]
     limits = (float(np.nanmin(x)), float(np.nanmax(x)))
-    with drawing(ax, _mosaic_size(mosaic)) as ax:
-        _show(ax, mosaic, limits, ink=ink)
-        ax.set_xlabel(_scale_note(limits, images, ink=ink))
+    with drawing(ax, mosaic_size(mosaic)) as ax:
+        show(ax, mosaic, limits, ink=ink)
+        ax.set_xlabel(scale_note(limits, images, ink=ink))
     return ax
 
 
@@ -139,6 +154,16 @@ def plot_manifold(
 
     Raises:
         ValueError: `images` is not (n, n, P), or `image_shape` or `grid` does not fit.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> grid = torch.tensor([-1.0, 0.0, 1.0])
+        >>> decoded = torch.cartesian_prod(grid, grid).repeat(1, 3)  # in place of vae.decode(...).mean
+        >>> ax = plot_manifold(decoded.unflatten(0, (3, 3)), (2, 3), grid=grid)
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['−1', '0', '1']
+        >>> plt.close(ax.figure)
     """
     values = to_numpy(images)
     if values.ndim != 3 or values.shape[0] != values.shape[1]:
@@ -157,12 +182,12 @@ def plot_manifold(
             ax.add_collection(LineCollection(lines, colors=COLORS[0], linewidths=0.8))
             ax.set(xlim=(0, n), ylim=(0, n), aspect="equal")
         else:
-            tiles = _images("images", values.reshape(n * n, -1), image_shape)
+            tiles = as_images("images", values.reshape(n * n, -1), image_shape)
             tiles = tiles.reshape(n, n, *tiles.shape[1:])
             # Rows of a picture run downwards, z2 upwards.
             rows = [np.concatenate(list(tiles[:, j]), axis=1) for j in reversed(range(n))]
             mosaic = np.concatenate(rows)
-            _show(
+            show(
                 ax,
                 mosaic,
                 limits,
@@ -180,81 +205,3 @@ def plot_manifold(
         ax.grid(visible=False)
         ax.set(xlabel="$z_1$", ylabel="$z_2$")
     return ax
-
-
-def _matrix(name: str, values: Array) -> np.ndarray:
-    array = to_numpy(values)
-    if array.ndim != 2 or not array.size:
-        raise ValueError(f"{name}: expected shape (N, P) with at least one datapoint; got {array.shape}.")
-    return array
-
-
-def _images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """(N, P) as (N, height, width) or (N, height, width, 3)."""
-    shape = tuple(image_shape)
-    channels = shape[2] if len(shape) == 3 else 1
-    if len(shape) not in (2, 3) or channels not in (1, 3):
-        raise ValueError(f"image_shape: expected (height, width), or (height, width, 1 or 3); got {shape}.")
-    if int(np.prod(shape)) != x.shape[1]:
-        raise ValueError(
-            f"image_shape: expected {x.shape[1]} pixels, the length of a row of {name}; {shape} has {np.prod(shape)}."
-        )
-    return x.reshape(-1, *(shape if channels == 3 else shape[:2])).astype(float)
-
-
-def _gap(images: np.ndarray) -> int:
-    return max(1, round(0.06 * images.shape[2]))
-
-
-def _tile(images: np.ndarray, num_columns: int, *, gaps_below: int = 1) -> np.ndarray:
-    """One row of images, blank between and below them; missing ones at the end stay blank."""
-    height, width = images.shape[1:3]
-    gap = _gap(images)
-    row = np.full((height + gaps_below * gap, num_columns * (width + gap) - gap, *images.shape[3:]), np.nan)
-    for index, image in enumerate(images):
-        start = index * (width + gap)
-        row[:height, start : start + width] = image
-    return row
-
-
-def _mosaic_size(mosaic: np.ndarray) -> tuple[float, float]:
-    height, width = mosaic.shape[:2]
-    scale = min(6.0 / width, 7.0 / height)
-    return width * scale + 0.9, height * scale + 0.45
-
-
-def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], *, ink: bool, **options: Any) -> None:
-    """A mosaic on its gray scale, or in colour, without ticks."""
-    low, high = limits
-    if mosaic.ndim == 3:
-        mosaic = np.clip((mosaic - low) / ((high - low) or 1.0), 0.0, 1.0)
-        mosaic = np.where(np.isnan(mosaic), GROUND, mosaic)
-    gray = plt.get_cmap("gray_r" if ink else "gray").with_extremes(bad=(GROUND,) * 3)
-    ax.imshow(mosaic, cmap=gray, vmin=low, vmax=high, **options)
-    ax.set(xticks=[], yticks=[])
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-
-
-def _scale_note(limits: tuple[float, float], images: np.ndarray, *, ink: bool) -> str:
-    # A mean of 7e-8 on a scale up to 16 is a nought.
-    low, high = (f"{limit if abs(limit) > 1e-3 * (limits[1] - limits[0]) else 0:.3g}" for limit in limits)
-    first, last = ("white", "black") if ink else ("black", "white")
-    return minus(f"{low} ({first}) to {high} ({last})" if images.ndim == 3 else f"each channel: {low} to {high}")
-
-
-def _ridges(ax: Axes, x: np.ndarray, mean: np.ndarray) -> None:
-    """Datapoints below each other, each as dots with its reconstruction as a line."""
-    spacing = 1.15 * float(max(np.nanmax(x) - np.nanmin(x), np.ptp(mean))) or 1.0
-    value = np.arange(x.shape[1])
-    marker = float(np.clip(200 / len(value), 1.0, 4.0))
-    for index, (row, fitted) in enumerate(zip(x, mean, strict=True)):
-        shift = -index * spacing
-        first = index == 0
-        ax.plot(value, row + shift, "o", color=COLORS[0], markersize=marker, label="original" if first else None)
-        ax.plot(value, fitted + shift, color=COLORS[1], linewidth=1.1, label="reconstruction" if first else None)
-    ax.set_yticks(-np.arange(len(x)) * spacing, [str(index) for index in range(len(x))])
-    ax.set(xlabel="index of the data value", ylabel=f"datapoint (its zero line; {spacing:.3g} apart)")
-    ax.legend(**above(2))

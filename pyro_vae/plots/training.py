@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from inference.results import Fit
-from pyro_vae.plots._style import COLORS, cycle, drawing, minus, require_some, to_numpy
+from inference.tracking import TermTracker
+from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, drawing, minus, require_some, to_numpy
 
-__all__ = ["plot_elbo"]
+__all__ = ["plot_elbo", "plot_elbo_terms"]
 
 
 def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
-    """Training and held-out ELBO per epoch, one colour a fit, with the epoch that was kept.
+    """Training and held-out ELBO per epoch, one colour and marker a fit, with the epoch that was kept.
 
     The first tenth of the epochs does not stretch the axis; where it is cut, a note says so. Of Monte Carlo EM the
     held-out ELBO alone is drawn: on its training data it has none.
@@ -29,30 +31,111 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: no fit is given.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> elbo = torch.tensor([-300.0, -150.0, -120.0, -118.0])
+        >>> fit = Fit(elbo=elbo, elbo_validation=elbo - 3, seconds=1.0, num_steps=40, stopped_because="epochs")
+        >>> ax = plot_elbo({"SVI": fit})
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['SVI, training', 'SVI, held-out']
+        >>> plt.close(ax.figure)
     """
     require_some("fits", fits)
     with drawing(ax, (6.0, 3.6)) as ax:
         shown, everything = [], []
-        for color, (name, fit) in zip(cycle(COLORS), fits.items(), strict=False):
+        for color, marker, (name, fit) in zip(cycle(COLORS), cycle(MARKERS), fits.items(), strict=False):
             curves = {} if fit.elbo is None else {"training": to_numpy(fit.elbo)}
             if fit.elbo_validation is not None:
                 curves["held-out"] = to_numpy(fit.elbo_validation)
+            # Of several fits the markers tell which, where colours cannot.
+            look: dict[str, Any] = {"color": color}
+            look |= {"marker": marker, "markersize": 3.5, "markevery": 0.12} if len(fits) > 1 else {}
             for kind, values in curves.items():
                 epochs = np.arange(1, len(values) + 1)
-                style = "-" if kind == "training" else (0, (4, 1.5))
-                ax.plot(epochs, values, color=color, linestyle=style, label=f"{name}, {kind}")
+                dash = DASHES[0] if kind == "training" else DASHES[1]
+                ax.plot(epochs, values, linestyle=dash, label=f"{name}, {kind}", **look)
                 shown.append(values[_settled(len(values)) :])
                 everything.append(values)
-            if fit.best_epoch is not None:
+            if fit.best_epoch is not None and curves:
                 best = list(curves.values())[-1][fit.best_epoch]
                 label = f"{name}, epoch kept ({fit.best_epoch + 1})"
-                ax.plot(fit.best_epoch + 1, best, "o", color=color, markeredgecolor="white", markersize=7, label=label)
+                dot: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white", "markersize": 8, "zorder": 3}
+                ax.plot(fit.best_epoch + 1, best, marker=marker, color=color, label=label, **dot)
         if shown:
             _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
             ax.legend(loc="lower right")
-        ax.set(xlabel="epoch", ylabel="ELBO (nats per datapoint)")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        _epochs(ax)
+        ax.set_ylabel("ELBO (nats per datapoint)")
     return ax
+
+
+def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
+    """The two terms of the ELBO over training, on one scale: what the decoder says of x, and below it what z costs.
+
+    The upper line is E[log p(x | z)], the lower one the ELBO; the distance between them is KL(q || p). Lines that meet
+    are a posterior that has collapsed. The first tenth of the epochs does not stretch the axis; where it is cut, a note
+    says so.
+
+    Args:
+        tracker: a callback that saw the run, perhaps on held-out data, too.
+        ax: Axes to draw on; default: a new figure.
+
+    Returns:
+        The Axes. Lines are labelled "E[log p(x | z)], <data>" and "ELBO, <data> (KL at the end: ...)"; between those of
+        the first data the KL is shaded.
+
+    Raises:
+        ValueError: it saw no epoch.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> import torch
+        >>> from inference import Amortized, MeanField, Training, fit_svi
+        >>> from pyro_vae.linear import LinearGaussian
+        >>> model = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        >>> guide = Amortized(MeanField(2), torch.nn.Linear(2, 4))
+        >>> x = torch.randn(64, 2)
+        >>> tracker = TermTracker(model.model, guide, {"training": x[:50], "held-out": x[50:]})
+        >>> fit = fit_svi(model.model, guide, x[:50], training=Training(epochs=3, callbacks=[tracker]), seed=0)
+        >>> ax = plot_elbo_terms(tracker)
+        >>> [line.get_label().split(" (")[0] for line in ax.lines]
+        ['E[log p(x | z)], training', 'ELBO, training', 'E[log p(x | z)], held-out', 'ELBO, held-out']
+        >>> plt.close(ax.figure)
+    """
+    if not tracker.epochs or not tracker.data:
+        raise ValueError(
+            "tracker: expected one that saw an epoch, on some data; got none. Pass it to "
+            "Training(callbacks=[tracker]), and fit."
+        )
+    with drawing(ax, (6.0, 3.6)) as ax:
+        shown, everything = [], []
+        epochs = np.asarray(tracker.epochs)
+        for index, (dash, name) in enumerate(zip(cycle(DASHES), tracker.data, strict=False)):
+            reconstruction, kl = np.asarray(tracker.reconstruction[name]), np.asarray(tracker.kl[name])
+            elbo = reconstruction - kl
+            ax.plot(epochs, reconstruction, color=COLORS[1], linestyle=dash, label=f"E[log p(x | z)], {name}")
+            label = f"ELBO, {name} (KL at the end: {minus(f'{kl[-1]:.3g}')})"
+            ax.plot(epochs, elbo, color=COLORS[0], linestyle=dash, label=label)
+            if not index:
+                # Shades of several would lie over each other.
+                shade: dict[str, Any] = {"color": "black", "alpha": 0.08, "linewidth": 0}
+                ax.fill_between(epochs, elbo, reconstruction, label=f"KL(q || p), {name}", **shade)
+            start = _settled(len(epochs))
+            shown += [elbo[start:], reconstruction[start:]]
+            everything += [elbo, reconstruction]
+        _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
+        _epochs(ax)
+        ax.set_ylabel("nats per datapoint")
+        # Over the note on the first epochs; inside it would lie on the lines of an overfitted model.
+        ax.legend(**{**above(2), "bbox_to_anchor": (0.5, 1.05)})
+    return ax
+
+
+def _epochs(ax: Axes) -> None:
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _settled(num_epochs: int) -> int:
