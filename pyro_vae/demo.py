@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +22,8 @@ from pyro_vae.plots import plot_elbo
 from pyro_vae.run import CONFIG, FIGURES, Run, new_folder
 
 __all__ = ["Demo", "run_demo"]
+
+_log = logging.getLogger(__name__)
 
 PARTS = Parts(
     likelihood=options("likelihood", "binomial"),
@@ -64,7 +66,7 @@ class Demo:
 def run_demo(out: Path, *, seed: int = 0) -> Demo:
     """Fit the digits by SVI and by variational EM, fit an encoder to the frozen EM model, and measure the gaps of both.
 
-    Progress goes to standard error.
+    Progress is logged.
 
     Args:
         out: folder to write; a run that is there is replaced.
@@ -76,12 +78,12 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
     runs: dict[str, Run] = {}
     gaps: dict[str, Gaps] = {}
     if (out / CONFIG).is_file():
-        _say(f"{out} holds a run already: it is replaced when this one is complete.")
+        _log.info(f"{out} holds a run already: it is replaced when this one is complete.")
     with new_folder(out, replace=True) as folder, _one_thread():
         engines: tuple[Engine, Engine] = ("svi", "em")
         for engine in engines:
             began = time.perf_counter()
-            _say(WHAT[engine])
+            _log.info(WHAT[engine])
             part = folder / engine
             part.mkdir()
             runs[engine] = fit_run(
@@ -93,13 +95,15 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
                 training=TRAINING[engine],
                 seed=seed,
             )
-            _say(f"  {runs[engine].fit} ({time.perf_counter() - began:.0f} s with pictures)")
-        _say("Fitting an encoder of the same shape to the frozen EM model.")
-        _say(f"  {fit_guide(runs['em'], training=TRAINING['svi'], seed=seed)[1]}")
+            _log.info(f"  {runs[engine].fit} ({time.perf_counter() - began:.0f} s with pictures)")
+        _log.info("Fitting an encoder of the same shape to the frozen EM model.")
+        _log.info(f"  {fit_guide(runs['em'], training=TRAINING['svi'], seed=seed)[1]}")
         for engine in engines:
-            _say(f"Measuring the gaps of the {engine.upper()} model on {len(runs[engine].dataset.test)} test digits.")
+            _log.info(
+                f"Measuring the gaps of the {engine.upper()} model on {len(runs[engine].dataset.test)} test digits."
+            )
             gaps[engine] = measure_run(runs[engine], seed=seed)
-            _say("  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in gaps[engine].seconds.items()))
+            _log.info("  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in gaps[engine].seconds.items()))
         svi, em = by_one_estimator(gaps["svi"], gaps["em"])
         demo = Demo(gaps, summarise(em.value - svi.value, em.se.hypot(svi.se)))
         figures = folder / FIGURES
@@ -149,7 +153,3 @@ def table(demo: Demo) -> str:
     for name, gaps in zip(summaries, demo.gaps.values(), strict=True):
         lines += [f"{name}: {note}" for note in gaps.notes() if note not in shared]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

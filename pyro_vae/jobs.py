@@ -5,26 +5,43 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor
 
-from inference import Amortized, Fit, Gaps, Local, Training, fit_em, fit_svi, measure_gaps, refine, to_datatree
+from inference import (
+    Amortized,
+    Fit,
+    Gaps,
+    Local,
+    TermTracker,
+    Training,
+    elbo_surgery,
+    fit_svi,
+    measure_gaps,
+    refine,
+    to_datatree,
+)
 from inference.draws import gaps_dataset
 from inference.families import Family
 from inference.noise import derive_seed, seeded
+from inference.objectives import Loss
+from pyro_vae import plots
 from pyro_vae.data import Dataset, Split, load
-from pyro_vae.figures import draw_fit, draw_gaps
+from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
+from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
 from pyro_vae.parts import Parts, Sizes, options
-from pyro_vae.run import FIGURES, Run, open_run, save_run
+from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["Engine", "fit_guide", "fit_run", "measure_run", "start_at_data"]
+__all__ = ["fit_guide", "fit_run", "measure_run", "start_at_data"]
 
-Engine = Literal["svi", "em"]
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
+# Datapoints of each split whose ELBO is taken apart over training.
+NUM_TRACKED = 500
 # Outputs of the decoder that are computed for them at most; ten draws a chain are always made.
 MAX_OUTPUTS = 10**8
 
@@ -38,6 +55,7 @@ def fit_run(
     engine: Engine,
     training: Training,
     seed: int,
+    objective: Loss | None = None,
 ) -> Run:
     """Fit a VAE and write the run into `folder`.
 
@@ -46,9 +64,10 @@ def fit_run(
         data: arguments of `pyro_vae.load`.
         parts: prior, likelihood, family, decoder, encoder.
         num_latents: D, size of z.
-        engine: "svi" or "em".
+        engine: how it is fitted.
         training: settings.
         seed: of the initial weights, of training and of all draws.
+        objective: what is minimised; None: the engine's own.
 
     Returns:
         The run, opened from its folder.
@@ -57,10 +76,10 @@ def fit_run(
         ValueError: data or parts that do not fit together; the message says which.
         FileNotFoundError: the data are not there.
     """
-    if engine == "svi" and parts.encoder is None:
+    if needs_encoder(engine) and parts.encoder is None:
         raise ValueError(
-            "encoder: expected one for the engine svi; got none. Choose one (encoder:mlp), or fit without it (--engine "
-            "em)."
+            f"encoder: expected one for the engine {engine}; got none. Choose one (encoder:mlp), or fit without it "
+            "(pyro-vae em)."
         )
     dataset = load(**data)
     parts = choose_likelihood(parts, dataset)
@@ -74,8 +93,8 @@ def fit_run(
     )
     with seeded(derive_seed(seed, "parts")):
         modules = parts.build(sizes)
-    if engine == "em":
-        # Variational EM has no encoder; one may be fitted to the frozen model afterwards.
+    if not needs_encoder(engine):
+        # Neither kind of EM has an encoder; one may be fitted to the frozen model afterwards.
         modules["encoder"] = None
     vae = VAE(**modules)
     start_at_data(vae.prior, dataset.train, seed=seed)
@@ -83,25 +102,35 @@ def fit_run(
         for x in _blocks(_fixed(split)):
             vae.likelihood.check(x)
 
-    if vae.guide is None:
-        fit = fit_em(
-            vae.model, modules["family"], dataset.train, training=training, validation=dataset.validation, seed=seed
-        )
-    else:
-        fit = fit_svi(vae.model, vae.guide, dataset.train, training=training, validation=dataset.validation, seed=seed)
+    terms = _term_tracker(vae, dataset, training, seed=seed)
+    watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
+    fit = fit_by(engine, vae, modules["family"], dataset, objective=objective, training=watched, seed=seed)
     config = {
         "command": "fit",
         "engine": engine,
         "data": {"load": dict(data), "fingerprint": dataset.fingerprint, "base_measure": vae.likelihood.base_measure},
         "parts": parts.to_config(),
         "sizes": dataclasses.asdict(sizes),
+        "objective": objective_to_config(objective),
         "training": training.describe(),
         "seed": seed,
     }
-    save_run(folder, config=config, vae=vae, fit=fit)
+    save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
+    if terms is not None and terms.epochs:
+        save(plots.plot_elbo_terms(terms), folder / FIGURES / "elbo_terms.png")
     run = open_run(folder)
     _draw(run, dataset, seed=seed)
     return run
+
+
+def _term_tracker(vae: VAE, dataset: Dataset, training: Training, *, seed: int) -> TermTracker | None:
+    """What measures the terms of the ELBO some 50 times on a few training and held-out datapoints."""
+    if vae.guide is None:
+        return None
+    shown = {"training": dataset.train, "held-out": dataset.validation}
+    data = {name: _fixed(split.head(min(NUM_TRACKED, len(split)))) for name, split in shown.items() if len(split)}
+    every = max(1, training.epochs // 50)
+    return TermTracker(vae.model, vae.guide, data, every=every, seed=derive_seed(seed, "terms"))
 
 
 def start_at_data(prior: Any, train: Split, *, seed: int) -> None:
@@ -171,10 +200,14 @@ def measure_run(
         test = test.head(min(num_data, len(test)))
     guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
     gaps = measure_gaps(run.vae.model, guide, test, families=families, seed=seed)
-    tree = run.results
+    # Of a folder that has lost its draws the gaps are kept all the same.
+    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
-    draw_gaps(run.folder / FIGURES, {run.engine.upper(): gaps})
+    draw_gaps(run.folder / FIGURES, {ENGINES[run.engine]: gaps})
+    image_shape = run.config["sizes"]["image_shape"]
+    if image_shape is not None:
+        draw_worst(run.folder / FIGURES, gaps, run.vae, guide, test.tensor(), tuple(image_shape))
     return gaps
 
 
@@ -223,10 +256,25 @@ def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
     # A draw costs as many numbers as the decoder has outputs: colour images get fewer.
     per_draw = 4 * len(shown) * dataset.num_values * run.vae.likelihood.num_params
     num_draws = min(250, max(10, MAX_OUTPUTS // per_draw))
-    run.save_results(to_datatree(run.vae.model, guide, shown, num_draws=num_draws, labels=shown.labels, seed=seed))
-    name = {"svi": "SVI", "em": "variational EM"}[run.engine]
+    run.save_results(
+        to_datatree(
+            run.vae.model,
+            guide,
+            shown,
+            num_draws=num_draws,
+            labels=shown.labels,
+            image_shape=dataset.image_shape,
+            seed=seed,
+        )
+    )
+    name = ENGINES[run.engine]
     with seeded(derive_seed(seed, "figures")):
         draw_fit(run.folder / FIGURES, {name: run.fit}, run.vae, guide, shown, dataset.image_shape)
+    # The mean of q over datapoints needs its density at draws that are not its own.
+    if guide.family.has_log_prob and len(shown) > 1:
+        surgery = elbo_surgery(run.vae.model, guide, shown, seed=derive_seed(seed, "surgery"))
+        if surgery.kl_per_dim is not None:
+            save(plots.plot_kl_per_dim({name: surgery}), run.folder / FIGURES / "kl_per_dim.png")
 
 
 def _blocks(split: Split) -> Iterator[Tensor]:

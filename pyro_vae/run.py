@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from pyro_vae.data import Dataset, load
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
-__all__ = ["Run", "new_folder", "open_run", "save_run"]
+__all__ = ["Run", "new_folder", "open_run", "read_config", "save_run", "training_from"]
 
 CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
 _PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "xarray")
@@ -68,12 +69,21 @@ class Run:
 
     @property
     def engine(self) -> str:
-        """Which engine fitted it: "svi" or "em"."""
+        """Which engine fitted it, by the name in `pyro_vae.engines`."""
         return self.config["engine"]
 
     @property
     def results(self) -> xr.DataTree:
-        """The draws and gaps of `results.nc`, in memory."""
+        """The draws and gaps of `results.nc`, in memory.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if not (self.folder / RESULTS).is_file():
+            raise FileNotFoundError(
+                f"{self.folder}: expected {RESULTS}, draws and gaps, in its folder; there is none. Make it by pyro-vae "
+                f"gaps {self.folder}."
+            )
         with xr.open_datatree(self.folder / RESULTS, engine="h5netcdf") as tree:
             return tree.load()
 
@@ -90,11 +100,7 @@ class Run:
     @property
     def training(self) -> Training:
         """The settings it was trained with."""
-        settings = dict(self.config["training"])
-        for name in ("optimizer", "schedule"):
-            options = dict(settings[name])
-            settings[name] = getattr(inference.training, options.pop("part"))(**options)
-        return Training(**settings)
+        return training_from(self.config)
 
     @property
     def local_guide(self) -> Local | None:
@@ -119,6 +125,20 @@ class Run:
         save_datatree(tree, self.folder / RESULTS)
 
 
+def training_from(config: Mapping[str, Any]) -> Training:
+    """The settings that a run was trained with.
+
+    Args:
+        config: the run's configuration.
+    """
+    settings = dict(config["training"])
+    for name in ("optimizer", "schedule"):
+        # JSON has lists for tuples.
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in settings[name].items()}
+        settings[name] = getattr(inference.training, str(options.pop("part")))(**options)
+    return Training(**settings)
+
+
 @contextmanager
 def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill that becomes `out` when the block ends well, and vanishes when it does not.
@@ -138,7 +158,7 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             raise ValueError(f"--out {out}: expected an empty or new folder; it holds other files. Choose another.")
         if not replace:
             raise ValueError(
-                f"--out {out}: the folder already holds a run; nothing was touched. Choose another, or remove it."
+                f"--out {out}: the folder already holds a run; nothing was touched. Choose another, or --overwrite."
             )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +175,14 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_run(folder: Path, *, config: Mapping[str, Any], vae: VAE, fit: Fit) -> None:
+def save_run(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    vae: VAE,
+    fit: Fit,
+    terms: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
+) -> None:
     """Write what a fit left into an existing folder: configuration, metrics and checkpoint.
 
     Args:
@@ -163,6 +190,7 @@ def save_run(folder: Path, *, config: Mapping[str, Any], vae: VAE, fit: Fit) -> 
         config: what was asked for; versions are added.
         vae: the fitted model.
         fit: its record.
+        terms: of the epochs that have some, further numbers for their lines of the metrics.
     """
     resolved = {
         **config,
@@ -173,7 +201,8 @@ def save_run(folder: Path, *, config: Mapping[str, Any], vae: VAE, fit: Fit) -> 
     with atomic_write(folder / METRICS) as temporary, temporary.open("w") as lines:
         columns = {name: values.tolist() for name, values in fit.history.items()}
         for epoch, row in enumerate(zip(*columns.values(), strict=True)):
-            lines.write(json.dumps({"epoch": epoch + 1, **dict(zip(columns, row, strict=True))}) + "\n")
+            numbers = dict(zip(columns, row, strict=True)) | dict(terms.get(epoch + 1, {}))
+            lines.write(json.dumps({"epoch": epoch + 1, **numbers}) + "\n")
     save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
     (folder / FIGURES).mkdir(exist_ok=True)
 
@@ -192,25 +221,26 @@ def open_run(folder: str | Path) -> Run:
         ValueError: a file of it is damaged.
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(
-            f"{folder}: expected a run folder; there is no {CONFIG} in it. Make one by `pyro-vae fit --out {folder}`."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG}: expected JSON; it cannot be read ({error}). Fit again.") from error
+    config = read_config(folder / CONFIG)
     try:
         parts, sizes = Parts.from_config(config["parts"]), Sizes(**config["sizes"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG}: expected a run's configuration; {error} is missing or wrong. Fit again."
         ) from error
-    content = load_checkpoint(folder / CHECKPOINT)
+    try:
+        content = load_checkpoint(folder / CHECKPOINT)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder}: expected {CHECKPOINT}, the weights of the run, in its folder; there is none. Fit again: "
+            f"pyro-vae {'fit' if config.get('engine') == 'svi' else 'em'} --config {folder / CONFIG}."
+        ) from error
     with torch.random.fork_rng():
         modules = parts.build(sizes)
         # Variational EM keeps the family of its rows beside that of a guide fitted afterwards.
-        later = VAE(**parts.build(sizes)).guide if config.get("engine") == "em" and content["has_guide"] else None
+        later = (
+            VAE(**parts.build(sizes)).guide if config.get("engine") in ("em", "mcem") and content["has_guide"] else None
+        )
     if not content["has_guide"] or later is not None:
         modules["encoder"] = None
     vae = VAE(**modules)
@@ -223,6 +253,40 @@ def open_run(folder: str | Path) -> Run:
             f"{folder / CHECKPOINT}: expected the weights of the parts in {CONFIG}; they do not fit. Fit again."
         ) from error
     return Run(folder, config, vae.eval(), Fit(**content["fit"]))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Args:
+        path: its config.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one, or a newer version wrote it.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{path.parent}: expected a run folder; there is no {path.name} in it. Make one by `pyro-vae fit --out "
+            f"{path.parent}`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected JSON; it cannot be read ({error}). Fit again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a run's configuration; it holds a {type(config).__name__}. Fit again.")
+    written, here = str(config.get("versions", {}).get("pyro-vae", "0")), _version("pyro-vae")
+    if here != "unknown" and _numbers(written) > _numbers(here):
+        raise ValueError(
+            f"{path}: it was written by pyro-vae {written}, which is newer than this {here}. Install that version "
+            f"(pip install 'pyro-vae>={written}')."
+        )
+    return config
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
 
 
 def _content(vae: VAE, fit: Fit) -> dict[str, Any]:

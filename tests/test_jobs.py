@@ -12,7 +12,7 @@ BRIEF = Training(epochs=1, batch_size=400, local_steps=1)
 NETWORKS = {kind: options(kind, "mlp", hidden=(8,)) for kind in ("decoder", "encoder")}
 
 
-def run(folder, engine="svi", num_latents=2, **parts):
+def run(folder, engine="svi", num_latents=3, **parts):
     chosen = {"likelihood": options("likelihood", "binomial"), **NETWORKS, **parts}
     return fit_run(
         folder,
@@ -39,7 +39,9 @@ def test_whatever_the_parts_a_run_is_complete(tmp_path, engine, parts):
     torch.set_default_dtype(torch.float32)
     run(tmp_path, engine, **parts)
     opened = open_run(tmp_path)
-    assert {"elbo.png", "reconstructions.png", "samples.png"} <= {p.name for p in (tmp_path / "figures").iterdir()}
+    drawn = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert {"elbo.png", "reconstructions.png", "samples.png", "traversals.png", "aggregate.png"} <= drawn
+    assert ("elbo_terms.png" in drawn) == (engine == "svi")
     assert opened.results["posterior"]["z"].shape[-1] == opened.vae.num_latents
     assert opened.vae.generate(3, seed=0).shape == (3, 64)
 
@@ -79,5 +81,5 @@ def test_a_vamp_prior_starts_at_training_data(tmp_path):
 
 
 def test_svi_without_an_encoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="encoder: expected one for the engine svi.*--engine em"):
+    with pytest.raises(ValueError, match="encoder: expected one for the engine svi.*pyro-vae em"):
         run(tmp_path, encoder=None)

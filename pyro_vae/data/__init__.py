@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyro_vae.data.loading import load
+from pyro_vae.data.named import NAMED
 from pyro_vae.data.records import Binarize, Dataset, Split
 
-__all__ = ["Binarize", "Dataset", "Split", "load"]
+__all__ = ["NAMED", "Binarize", "Dataset", "Split", "load"]

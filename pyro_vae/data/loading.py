@@ -149,7 +149,7 @@ def load(
 
 def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
     if name in NAMED:
-        return NAMED[name]()
+        return NAMED[name].open()
     path = Path(name).expanduser()
     if path.suffix == ".npy":
         return read_npy(path, missing=missing, stream=options["stream"])

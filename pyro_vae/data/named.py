@@ -26,6 +26,7 @@ class _Official:
 
     Args:
         class_name: its class in torchvision.
+        what: what is on the images, in a few words.
         num_train: images in the official training split.
         num_test: images in the official test split.
         num_validation: how many of the training images are cut for validation.
@@ -35,6 +36,7 @@ class _Official:
     """
 
     class_name: str
+    what: str
     num_train: int = 60000
     num_test: int = 10000
     num_validation: int = 10000
@@ -43,19 +45,32 @@ class _Official:
     transposed: bool = False
 
 
-def _emnist(split: str, num_train: int, num_test: int) -> _Official:
+@dataclass(frozen=True)
+class Named:
+    """A data set that is known by name.
+
+    Attributes:
+        description: one line for a list.
+        open: reads it, and downloads it first where it is not there.
+    """
+
+    description: str
+    open: Callable[[], Source]
+
+
+def _emnist(split: str, what: str, num_train: int, num_test: int) -> _Official:
     # As many for validation as for test, as the paper does (Cohen, Afshar, Tapson & van Schaik 2017).
-    return _Official("EMNIST", num_train, num_test, num_test, options={"split": split}, transposed=True)
+    return _Official("EMNIST", what, num_train, num_test, num_test, options={"split": split}, transposed=True)
 
 
 _OFFICIAL = {
-    "mnist": _Official("MNIST"),
-    "fashion-mnist": _Official("FashionMNIST"),
-    "kmnist": _Official("KMNIST"),
-    "emnist-balanced": _emnist("balanced", 112800, 18800),
-    "emnist-letters": _emnist("letters", 124800, 20800),
-    "emnist-digits": _emnist("digits", 240000, 40000),
-    "cifar10": _Official("CIFAR10", num_train=50000, num_validation=5000, image_shape=(32, 32, 3)),
+    "mnist": _Official("MNIST", "handwritten digits"),
+    "fashion-mnist": _Official("FashionMNIST", "articles of clothing"),
+    "kmnist": _Official("KMNIST", "cursive Japanese characters"),
+    "emnist-balanced": _emnist("balanced", "handwritten digits and letters, as many of each", 112800, 18800),
+    "emnist-letters": _emnist("letters", "handwritten letters", 124800, 20800),
+    "emnist-digits": _emnist("digits", "handwritten digits", 240000, 40000),
+    "cifar10": _Official("CIFAR10", "photographs", num_train=50000, num_validation=5000, image_shape=(32, 32, 3)),
 }
 
 
@@ -141,7 +156,12 @@ def _data_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro-vae"
 
 
-NAMED: dict[str, Callable[[], Source]] = {
-    "digits": _load_digits,
-    **{name: partial(_load_official, name) for name in _OFFICIAL},
+def _describe(official: _Official) -> str:
+    num_data, size = official.num_train + official.num_test, " x ".join(map(str, official.image_shape))
+    return f"{num_data} images of {size} values: {official.what}; downloaded once."
+
+
+NAMED: dict[str, Named] = {
+    "digits": Named("1797 images of 8 x 8 counts: handwritten digits; comes with scikit-learn.", _load_digits),
+    **{name: Named(_describe(official), partial(_load_official, name)) for name, official in _OFFICIAL.items()},
 }
