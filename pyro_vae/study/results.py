@@ -1,0 +1,362 @@
+"""What a study found: one tidy table, and the differences between values of an axis with both their errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from inference import Evidence, Gaps, by_one_estimator
+from inference.checkpoint import atomic_write
+from inference.draws import gaps_from_datatree
+from inference.results import summarise
+from pyro_vae.comparison import Scored
+from pyro_vae.parts import KINDS
+from pyro_vae.run import CONFIG, RESULTS
+from pyro_vae.study.differences import Difference, difference_of
+from pyro_vae.study.words import hint, where, words
+
+__all__ = ["CELLS", "FAILED", "SCORED", "STUDY", "ScoredCell", "StudyResults", "read_record"]
+
+STUDY, CELLS, SCORED, FAILED = "study.json", "cells", "scored.json", "failed.json"
+# Tail index of the importance weights above which log p(x) is not to be trusted.
+UNTRUSTED = 0.7
+_STATISTICS = {"mean": "", "se": "_se", "mc_se": "_mc_se"}
+_NATS = [f"{term}{suffix}" for term in ("log_p", *Gaps.TERMS) for suffix in _STATISTICS.values()]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScoredCell:
+    """One cell that was fitted and measured.
+
+    Attributes:
+        name: of its folder, which is a run.
+        place: its value on each axis, in words.
+        config: everything resolved, as its run keeps it.
+        gaps: what was measured.
+        seconds: wall-clock seconds of the fit.
+    """
+
+    name: str
+    place: Mapping[str, str]
+    config: Mapping[str, Any]
+    gaps: Gaps
+    seconds: float
+
+    @property
+    def num_untrusted(self) -> int:
+        """Datapoints whose log p(x) is not to be trusted: Pareto k above 0.7."""
+        return 0 if self.gaps.pareto_k is None else int((self.gaps.pareto_k > UNTRUSTED).sum())
+
+    def scored(self, log_p: Evidence) -> Scored:
+        """These scores with what decides whether they compare with others."""
+        data = self.config["data"]
+        return Scored(
+            name=where(self.place),
+            log_p=log_p,
+            base_measure=data["base_measure"],
+            fingerprint=f"{data['fingerprint']}/test/{len(self.gaps)}",
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudyResults:
+    """A study's folder, read. Printing it shows the table, the differences and the failures.
+
+    Attributes:
+        folder: where it lies.
+        study: what was asked for, as plain values.
+        cells: those that are fitted and measured.
+        failures: of each cell that failed its `place`, its `error` and the `traceback`.
+        num_cells: how many there are to be.
+    """
+
+    folder: Path
+    study: Mapping[str, Any]
+    cells: list[ScoredCell]
+    failures: list[Mapping[str, Any]]
+    num_cells: int
+
+    @classmethod
+    def read(cls, folder: str | Path) -> StudyResults:
+        """Read what is there.
+
+        Args:
+            folder: what `run_study` wrote.
+
+        Raises:
+            FileNotFoundError: there is no study.
+            ValueError: a file of it is damaged.
+        """
+        folder = Path(folder)
+        study = read_record(folder)
+        cells, failures = [], []
+        for name, place in study["cells"].items():
+            cell, failed = folder / CELLS / name, folder / CELLS / f"{name}.{FAILED}"
+            if (cell / SCORED).is_file():
+                cells.append(_read_cell(cell, place))
+            elif failed.is_file():
+                failures.append(json.loads(failed.read_text()))
+        return cls(folder=folder, study=study, cells=cells, failures=failures, num_cells=len(study["cells"]))
+
+    @property
+    def num_open(self) -> int:
+        """Cells that are neither scored nor failed."""
+        return self.num_cells - len(self.cells) - len(self.failures)
+
+    @cached_property
+    def log_p(self) -> list[Evidence]:
+        """Held-out log p(x) of every cell, of all by the same estimator, each started at the cell's own refined q*."""
+        return by_one_estimator(*(cell.gaps for cell in self.cells)) if self.cells else []
+
+    def table(self) -> pd.DataFrame:
+        """A row a cell: its place, each term's mean and errors in nats per datapoint, and its settings.
+
+        `log_p` is by the same estimator in every row. A cell's gaps were measured against the tighter of its own two
+        bounds on log p(x), so that here and there they do not add up to it exactly.
+        """
+        rows = []
+        for cell, log_p in zip(self.cells, self.log_p, strict=True):
+            terms = {"log_p": summarise(log_p.value, log_p.se)}
+            summary = cell.gaps.summary()
+            terms |= {term: summary[term] for term in Gaps.TERMS if term != "log_evidence"}
+            numbers = {
+                f"{term}{suffix}": row[name] for term, row in terms.items() for name, suffix in _STATISTICS.items()
+            }
+            counts = {
+                "num_data": summary["num_data"],
+                "num_unconverged": summary["num_unconverged"],
+                "num_untrusted": cell.num_untrusted,
+                "seconds": cell.seconds,
+            }
+            rows.append({**cell.place, **numbers, **counts, **_settings(cell, log_p)})
+        table = pd.DataFrame(rows)
+        for axis in self.study["axes"] if self.cells else ():
+            table[axis] = _numbers(table[axis].tolist())
+        return table
+
+    def dataset(self) -> xr.Dataset:
+        """The table with a dimension an axis, values in the study's order; cells that are not there are NaN or ""."""
+        axes = list(self.study["axes"])
+        table = self.table()
+        attrs = {"study": json.dumps(dict(self.study))}
+        if table.empty:
+            return xr.Dataset(attrs=attrs)
+        values = {axis: self._values(axis) for axis in axes}
+        shape = tuple(map(len, values.values()))
+        at = tuple(np.array([values[axis].index(cell.place[axis]) for cell in self.cells]) for axis in axes)
+        variables = {}
+        for name in table.columns.difference(axes, sort=False):
+            is_number = pd.api.types.is_numeric_dtype(table[name])
+            column = np.full(shape, np.nan) if is_number else np.full(shape, "", dtype=object)
+            column[at] = table[name].to_numpy() if is_number else table[name].astype(str).to_numpy()
+            units = {"units": "nats per datapoint"} if name in _NATS else {}
+            variables[name] = (axes, column if is_number else column.astype(str), units)
+        return xr.Dataset(variables, {axis: _numbers(values[axis]) for axis in axes}, attrs)
+
+    def save(self) -> list[Path]:
+        """Write the table beside the cells: table.csv, table.nc and, where pyarrow is there, table.parquet."""
+        table, data = self.table(), self.dataset()
+        files = [self.folder / "table.csv", self.folder / "table.nc", self.folder / "table.parquet"]
+        with atomic_write(files[0]) as temporary:
+            table.to_csv(temporary, index=False)
+        with atomic_write(files[1]) as temporary:
+            data.to_netcdf(temporary, engine="h5netcdf")
+        try:
+            with atomic_write(files[2]) as temporary:
+                table.to_parquet(temporary)
+        except ImportError:
+            return files[:2]
+        return files
+
+    def differences(self, axis: str, baseline: str | None = None) -> list[Difference]:
+        """Held-out log p(x) at each value of an axis less that at the baseline, paired by datapoint and by seed.
+
+        Args:
+            axis: an axis of the study, not the seed.
+            baseline: one of its values, in words; the first by default.
+
+        Raises:
+            ValueError: there is no such axis or value, or what would be compared does not compare: probability masses
+                and densities, or other data.
+        """
+        found = []
+        for outcome in self._along(axis, baseline):
+            if isinstance(outcome, ValueError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def comparisons(self) -> tuple[list[Difference], list[str]]:
+        """The differences along every axis but the seed, each to the axis's first value; and why others are refused."""
+        found: list[Difference] = []
+        refused: dict[str, list[str]] = {}
+        for axis in self.study["axes"]:
+            if axis == "seed" or len(self._values(axis)) < 2:
+                continue
+            for outcome in self._along(axis, None):
+                if isinstance(outcome, Difference):
+                    found.append(outcome)
+                else:
+                    # One sentence for all places on the other axes.
+                    title, reason = str(outcome).split(" is refused: ", 1)
+                    refused.setdefault(title, []).append(reason)
+        return found, [
+            f"{title} is refused: {reasons[0]}{_elsewhere(len(reasons) - 1)}" for title, reasons in refused.items()
+        ]
+
+    def _values(self, axis: str) -> list[str]:
+        """What cells there are have on an axis, in the study's order."""
+        there = {cell.place[axis] for cell in self.cells}
+        return [value for value in map(words, self.study["axes"][axis]) if value in there]
+
+    def _along(self, axis: str, baseline: str | None) -> Iterator[Difference | ValueError]:
+        axes = [name for name in self.study["axes"] if name != "seed"]
+        if axis not in axes:
+            raise ValueError(f"axis: expected one of {', '.join(axes)}; got {axis!r}.{hint(axis, axes)}")
+        values = self._values(axis)
+        if not values:
+            return
+        baseline = values[0] if baseline is None else baseline
+        if baseline not in values:
+            raise ValueError(
+                f"baseline: expected one of {', '.join(values)}; got {baseline!r}.{hint(baseline, values)}"
+            )
+        # By place on the other axes, then by value and seed.
+        groups: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], int]] = {}
+        for number, cell in enumerate(self.cells):
+            elsewhere = tuple((name, value) for name, value in cell.place.items() if name not in (axis, "seed"))
+            groups.setdefault(elsewhere, {})[cell.place[axis], cell.place.get("seed", "")] = number
+        scored = [cell.scored(log_p) for cell, log_p in zip(self.cells, self.log_p, strict=True)]
+        for elsewhere, members in groups.items():
+            for value in values:
+                seeds = [seed for name, seed in members if name == value and (baseline, seed) in members]
+                if value == baseline or not seeds:
+                    continue
+                pairs = {seed: (scored[members[value, seed]], scored[members[baseline, seed]]) for seed in seeds}
+                try:
+                    yield difference_of(pairs, axis=axis, value=value, baseline=baseline, elsewhere=dict(elsewhere))
+                except ValueError as error:
+                    yield ValueError(f"{axis}: {value} - {baseline} is refused: {error}")
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know: where they come from, and where not to trust them."""
+        if not self.cells:
+            return []
+        notes = [
+            f"log p(x) of every cell from its own refined q*, by one estimator: {self.log_p[0].method}.",
+            "se: another sample of datapoints, the fits as they are; mc_se: another seed of the measurement; seed_se: "
+            "other training seeds.",
+        ]
+        counts = {
+            "Pareto k > 0.7 {}: do not trust log p(x) there.": [cell.num_untrusted for cell in self.cells],
+            "The search for q* did not converge {}: L[q*] and the amortization gap are under-estimated there.": [
+                int((~cell.gaps.converged).sum()) for cell in self.cells
+            ],
+        }
+        for text, count in counts.items():
+            worst = max(range(len(count)), key=count.__getitem__)
+            if count[worst]:
+                cell = self.cells[worst]
+                place = f"at {count[worst]} of {len(cell.gaps)} datapoints of {where(cell.place)}"
+                others = sum(map(bool, count)) - 1
+                more = f", and in {others} other cell{'s' * (others > 1)}" if others else ""
+                notes.append("Warning: " + text.format(place + more))
+        return notes
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints: cells, differences, refusals and failures, as plain values; None for NaN."""
+        differences, refused = self.comparisons()
+        cells = json.loads(self.table().to_json(orient="records", double_precision=15)) if self.cells else []
+        return {
+            "cells": cells,
+            "differences": [difference.summary() for difference in differences],
+            "refused": refused,
+            "failures": [{"place": one["place"], "error": one["error"]} for one in self.failures],
+            "num_open": self.num_open,
+        }
+
+    def __str__(self) -> str:
+        """The table, the differences along every axis, the failures, and what a reader must know."""
+        lines = []
+        if self.cells:
+            shown = [*self.study["axes"], "log_p", "log_p_se", "approximation_gap", "amortization_gap"]
+            lines += [self.table()[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"), ""]
+            differences, refused = self.comparisons()
+            lines += [*map(str, differences), *refused, "", *self.notes()]
+        lines += [f"Failed: {where(failure['place'])}: {failure['error']}" for failure in self.failures]
+        if self.num_open:
+            lines.append(f"{self.num_open} of {self.num_cells} cells are not done: the same command goes on.")
+        return "\n".join(lines)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a study's folder says was asked for.
+
+    Raises:
+        FileNotFoundError: there is no study.
+        ValueError: the record is damaged.
+    """
+    try:
+        return json.loads((folder / STUDY).read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{folder}: expected a study; there is no {STUDY} in it. Make one: pyro-vae study FILE --out {folder}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / STUDY}: expected JSON; it cannot be read ({error}). Choose another folder and run it anew."
+        ) from error
+
+
+def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        record = json.loads((folder / SCORED).read_text())
+        with xr.open_datatree(folder / RESULTS, engine="h5netcdf") as tree:
+            gaps = gaps_from_datatree(tree)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: expected a cell's {CONFIG}, {SCORED} and {RESULTS}; one cannot be read ({error}). Remove the "
+            "folder: the same command fits the cell again."
+        ) from error
+    if gaps is None:
+        raise ValueError(f"{folder / RESULTS}: expected gaps; there are none. Measure them: pyro-vae gaps {folder}")
+    return ScoredCell(name=folder.name, place=place, config=config, gaps=gaps, seconds=record["seconds"])
+
+
+def _settings(cell: ScoredCell, log_p: Evidence) -> dict[str, Any]:
+    """What a row says of its cell beside the axes, as text and numbers."""
+    config = cell.config
+    settings: dict[str, Any] = {
+        **{kind: words(config["parts"][kind]) for kind in KINDS},
+        "engine": config["engine"],
+        "objective": "its own" if config.get("objective") is None else words(config["objective"]),
+        "num_latents": config["sizes"]["num_latents"],
+        "seed": config["seed"],
+        "training": json.dumps(config["training"]),
+        "base_measure": config["data"]["base_measure"],
+        "fingerprint": config["data"]["fingerprint"],
+        "estimator": log_p.method,
+        "cell": cell.name,
+    }
+    return {name: value for name, value in settings.items() if name not in cell.place}
+
+
+def _elsewhere(count: int) -> str:
+    return f" So at {count} other place{'s' * (count > 1)}." if count else ""
+
+
+def _numbers(values: list[str]) -> np.ndarray:
+    """Values on an axis, as numbers where all are, so that they are sorted and drawn as such."""
+    try:
+        return pd.to_numeric(pd.Series(values)).to_numpy()
+    except ValueError:
+        return np.array(values)
