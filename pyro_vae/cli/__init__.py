@@ -1,0 +1,63 @@
+"""The command line: parse, call, save."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pyro_vae import __version__
+from pyro_vae.cli.parsing import overview, parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what went wrong is one line on standard error.
+
+    Args:
+        arguments: words of the command line; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 where the input was wrong, 130 where it was interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version"]:
+        print(f"pyro-vae {__version__}")
+        return 0
+    if not words or words in (["--help"], ["-h"]):
+        print(overview())
+        return 0 if words else 2
+    try:
+        with _spoken():
+            parse(words)()
+    except BrokenPipeError:
+        # Whoever read has read enough; nothing more may be written, not even at the end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pyro-vae: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """What the library logs, said on standard error while a command runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    loggers = [logging.getLogger(name) for name in ("pyro_vae", "inference")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)

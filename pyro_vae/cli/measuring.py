@@ -1,0 +1,113 @@
+"""Verbs that measure a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from inference import Annealing, Evidence, ais, elbo, iwae
+from inference.results import summarise
+from pyro_vae.cli.output import next_command, print_json, require_positive
+from pyro_vae.jobs import measure_run
+from pyro_vae.parts import build_family, options
+from pyro_vae.run import open_run
+
+__all__ = ["EvaluateCommand", "GapsCommand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapsCommand:
+    """Measure what amortization cost, on the test split of a run, and keep it in its folder.
+
+    A run of variational EM has no encoder: one of its own design is first fitted to the frozen model.
+
+    Example: pyro-vae gaps runs/digits --num-data 200
+
+    Attributes:
+        run: the run's folder.
+        num_data: test datapoints to measure, the first ones; all by default.
+        families: further families to find q* in, for example full-covariance.
+        seed: of all draws.
+        json: print the summary as JSON alone on standard output.
+    """
+
+    run: tyro.conf.Positional[Path]
+    num_data: int | None = None
+    families: tuple[str, ...] = ()
+    seed: int = 0
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def __call__(self) -> None:
+        """Measure."""
+        require_positive("--num-data", self.num_data)
+        run = open_run(self.run)
+        support = run.vae.prior().support
+        further = [build_family(options("family", name), run.vae.num_latents, support) for name in self.families]
+        gaps = measure_run(run, num_data=self.num_data, families=further, seed=self.seed)
+        if self.json:
+            print_json(gaps.summary())
+            return
+        print(gaps)
+        print("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in gaps.seconds.items()))
+        print(f"Written to {self.run}: results.nc, figures/.")
+        print(next_command(f"pyro-vae report {self.run}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Held-out ELBO and log p(x) of a run, each with its errors.
+
+    Example: pyro-vae evaluate runs/digits --num-data 200 --estimators elbo iwae ais
+
+    Attributes:
+        run: the run's folder.
+        split: which datapoints.
+        num_data: how many of them, the first ones; all by default.
+        estimators: elbo: the guide's bound; iwae: importance sampling; ais: annealed importance sampling.
+        num_draws: draws of elbo and iwae.
+        num_temperatures: of ais.
+        num_chains: of ais, a datapoint.
+        seed: of all draws.
+        json: print the record as JSON alone on standard output.
+    """
+
+    run: tyro.conf.Positional[Path]
+    split: Literal["train", "validation", "test"] = "test"
+    num_data: int | None = 200
+    estimators: tuple[Literal["elbo", "iwae", "ais"], ...] = ("elbo", "iwae")
+    num_draws: int = 5000
+    num_temperatures: int = 100
+    num_chains: int = 16
+    seed: int = 0
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+
+    def __call__(self) -> None:
+        """Evaluate."""
+        require_positive("--num-data", self.num_data)
+        run = open_run(self.run)
+        guide = run.vae.guide
+        if guide is None:
+            raise ValueError(
+                f"{self.run}: a run of variational EM has no encoder to evaluate. First: pyro-vae gaps {self.run}"
+            )
+        data = getattr(run.dataset, self.split)
+        data = data.fix() if data.resamples else data
+        data = data if self.num_data is None else data.head(min(self.num_data, len(data)))
+        annealing = Annealing(num_temperatures=self.num_temperatures, num_chains=self.num_chains)
+        found: dict[str, Evidence] = {}
+        for name in self.estimators:
+            if name == "elbo":
+                found[name] = elbo(run.vae.model, guide, data, num_draws=self.num_draws, seed=self.seed)
+            elif name == "iwae":
+                found[name] = iwae(run.vae.model, guide, data, num_draws=self.num_draws, seed=self.seed)
+            else:
+                found[name] = ais(run.vae.model, data, start=guide, annealing=annealing, seed=self.seed)
+        if self.json:
+            print_json({name: {**summarise(one.value, one.se), "method": one.method} for name, one in found.items()})
+            return
+        for label, one in found.items():
+            print(f"{label}: {one}")
+        print(next_command(f"pyro-vae gaps {self.run}"))
