@@ -5,17 +5,19 @@ PYTHON ?= python3
 MIN_FREE_GB ?= 8
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DOCS_ARGS ?=
 JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 LOG := $(VENV)/install.log
 
 # A stray PYTHONPATH would mix other packages (another `inference`, say) into the environment.
 unexport PYTHONPATH
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint format setup clean rebuild
+.PHONY: help demo test test-all browser bench docs lint format setup clean rebuild
 
 # Runs under any Python, however old, so that what is missing is said before anything is downloaded.
 define PREFLIGHT
@@ -53,7 +55,9 @@ help:
 	@echo 'make demo      fit a VAE with and without amortization, measure the gaps (3 minutes)'
 	@echo 'make test      all tests but the slow ones (under 20 minutes)'
 	@echo 'make test-all  the slow tests too'
+	@echo 'make browser   look at the reports in Chromium (on Debian: apt-get install chromium chromium-driver)'
 	@echo 'make bench     time training, the E-step and annealing beside other ways, into runs/speed (BENCH_ARGS="--only estep")'
+	@echo 'make docs      build the documentation and run its notebooks, into docs/_build/html (2 minutes)'
 	@echo 'make lint      ruff, mypy and import-linter'
 	@echo 'make format    let ruff format the code'
 	@echo 'make setup     only make the environment, which the others do too (5.5 GB, 2 minutes)'
@@ -78,13 +82,27 @@ demo: $(STAMP)
 	@$(BIN)/pyro-vae demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not slow and not browser' -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
+browser: $(STAMP)
+	@$(BIN)/python -m pytest -m browser tests $(PYTEST_ARGS)
+
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/speed.py --out runs/speed $(BENCH_ARGS) >/dev/null
+
+# Sphinx and a notebook kernel, for those who build the documentation alone.
+$(DOCS_STAMP): $(STAMP)
+	@echo 'Installing Sphinx and MyST-NB into $(VENV).' >&2
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[docs]' >>$(LOG) 2>&1 </dev/null \
+		|| { tail -n 20 $(LOG) >&2; echo 'Installing failed: the lines above are the end of $(LOG).' >&2; exit 1; }
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	@$(BIN)/python -m sphinx -W --keep-going -q --fresh-env -j $(JOBS) -b html $(DOCS_ARGS) docs docs/_build/html
+	@echo 'Built: docs/_build/html/index.html'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -97,5 +115,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist docs/_build
 	find inference pyro_vae tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,7 @@ def test_a_row_and_its_distribution_score_alike():
 
 def test_chunks_are_whole_blocks_in_order():
     x = torch.randn(300, 5)
-    parts = list(read_chunks(lambda x: None, x, 300, 2**13, device=torch.device("cpu")))
+    parts = list(read_chunks(lambda x: None, x, 300, 2**13, "reading", device=torch.device("cpu")))
     assert torch.equal(torch.cat([index for index, _ in parts]), torch.arange(300))
     assert torch.equal(torch.cat([values for _, values in parts]), x)
     assert all(len(index) % 64 == 0 for index, _ in parts[:-1]) and len(parts) > 1
