@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from inference.results import Calibration
-from pyro_vae.plots._style import COLORS, DASHES, cycle, drawing, to_numpy
+from pyro_vae.plots._style import COLORS, DASHES, above, cycle, drawing, to_numpy
 
 __all__ = ["plot_rank_differences", "plot_ranks"]
 
@@ -72,12 +72,12 @@ def plot_ranks(calibration: Calibration, quantity: str, *, bins: int | None = No
         middle, width = (edges[:-1] + edges[1:] - 1) / 2, np.diff(edges)
         ax.bar(middle, counts / expected, width * 0.94, color=COLORS[0])
         band: dict[str, Any] = {"step": "post", "facecolor": "black", "alpha": 0.2, "linewidth": 0}
-        below, above = (np.append(end, end[-1]) for end in (low, high))
-        ax.fill_between(edges - 0.5, below, above, label="where 99 % of bars would lie", **band)
+        lower, upper = (np.append(end, end[-1]) for end in (low, high))
+        ax.fill_between(edges - 0.5, lower, upper, label="where 99 % of bars would lie", **band)
         ax.axhline(1.0, color="black", linewidth=0.9, label="uniform")
         ax.set(xlabel=f"rank of the true {quantity} among {calibration.num_draws} draws")
         ax.set(ylabel="share of ranks / uniform share", xlim=(-0.5, num_ranks - 0.5))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        ax.legend(**above(2))
         ax.grid(visible=False, axis="x")
     return ax
 
@@ -119,7 +119,7 @@ def plot_rank_differences(calibration: Calibration, *, ax: Axes | None = None) -
             ax.plot(share, difference[t], color=color, linestyle=dash, label=name)
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel="rank / number of ranks", ylabel="share of ranks below,\nless the uniform share", xlim=(0, 1))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        ax.legend(**above(1))
     return ax
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from inference.results import Evidence, Gaps
-from pyro_vae.plots._style import COLORS, DASHES, MARKERS, cycle, drawing, require_some, to_numpy
+from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, drawing, require_some, to_numpy
 
 __all__ = ["plot_pareto_k"]
 
@@ -74,5 +74,5 @@ def plot_pareto_k(records: Mapping[str, Evidence | Gaps], *, ax: Axes | None = N
         ax.set_ylim(low, max(high, highest + 0.1))
         ax.set(xlabel="datapoint (index)", ylabel=r"Pareto $\hat k$")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        ax.legend(**above(1))
     return ax
