@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.checkpoint import save_checkpoint
+from inference.counts import require_count
 from inference.training import LoopState
 
 __all__ = ["Checkpoints", "EarlyStopping", "MetricsFile", "TensorBoard"]
@@ -38,7 +39,7 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int, *, min_gain: float = 0.0, metric: str = "elbo_validation") -> None:
-        _require_count("patience", patience)
+        require_count("patience", patience)
         if metric not in ("elbo", "elbo_validation"):
             raise ValueError(f"metric: expected 'elbo' or 'elbo_validation'; got {metric!r}.")
         self.patience = patience
@@ -151,8 +152,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int = 1, keep: int = 2) -> None:
-        _require_count("every", every)
-        _require_count("keep", keep)
+        require_count("every", every)
+        require_count("keep", keep)
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
@@ -176,8 +177,3 @@ def metrics(state: LoopState) -> dict[str, Any]:
     if state.elbo_validation:
         row["elbo_validation"] = state.elbo_validation[-1]
     return row
-
-
-def _require_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer; got {value!r}.")

@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_data
+from inference.counts import require_count
 from inference.isolation import device_of, frozen
 from inference.noise import BLOCK, own_random_state, resolve_seed, seeded
 
@@ -100,8 +101,7 @@ def draw_globals(
         torch.Size([3, 2])
     """
     seed = resolve_seed(seed)
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws: expected a positive integer; got {num_draws!r}.")
+    require_count("num_draws", num_draws)
     few = torch.arange(min(require_data(data), BLOCK))
     with frozen(model, guide), seeded(seed), torch.no_grad():
         x = fetch(data, few, device=device_of(model, guide))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.compiled import Compile, Compiled, Precision, require_precision, undisturbed, worthwhile
+from inference.counts import require_count
 
 __all__ = ["HMC", "Energy", "Metric", "Point", "StepSize", "noise_dims", "transition"]
 
@@ -54,8 +55,7 @@ class HMC:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
-        if isinstance(self.num_leapfrog, bool) or not isinstance(self.num_leapfrog, int) or self.num_leapfrog < 1:
-            raise ValueError(f"num_leapfrog: expected a positive integer; got {self.num_leapfrog!r}. Try 5.")
+        require_count("num_leapfrog", self.num_leapfrog, hint="Try 5.")
         if not 0 < self.target_accept < 1:
             raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.8.")
         if not 0 <= self.jitter < 1:

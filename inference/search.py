@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.compiled import Compile, Precision, require_precision, worthwhile
+from inference.counts import require_count
 from inference.families import Family, from_noise
 from inference.noise import BLOCK, OrthogonalNoise, antithetic, like, normal_noise
 from inference.objectives import LocalLoss, Loss
@@ -75,11 +76,8 @@ class Search:
         for name, value in asdict(self).items():
             if name not in ("natural", "compile", "precision") and not value > 0:
                 raise ValueError(f"search.{name}: expected a positive number; got {value!r}.")
-        for name in ("first_round", "max_rounds"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"search.{name}: expected an integer; got {getattr(self, name)!r}.")
-        if self.first_round < 4:
-            raise ValueError(f"search.first_round: expected at least 4 steps, to average over; got {self.first_round}.")
+        require_count("search.first_round", self.first_round, least=4, hint="Its second half is averaged over.")
+        require_count("search.max_rounds", self.max_rounds)
         for name, least in (("num_particles", 2), ("num_judge_draws", 64), ("num_select_draws", 4)):
             require_draws(getattr(self, name), name=f"search.{name}", least=least)
 

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_data
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.guides import Local
 from inference.isolation import device_of, frozen
@@ -58,8 +59,7 @@ def simulate(
     """
     seed = resolve_seed(seed)
     available = require_data(data)
-    if isinstance(num_data, bool) or not isinstance(num_data, int) or num_data < 1:
-        raise ValueError(f"num_data: expected a positive integer; got {num_data!r}.")
+    require_count("num_data", num_data)
     latents, values = [], []
     with frozen(model), torch.no_grad():
         for first in range(0, num_data, BLOCK):

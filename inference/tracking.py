@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.batches import Data, chunks, fetch, require_fixed
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.gaps import measure_gaps
 from inference.isolation import eval_mode, private_store
@@ -88,8 +89,7 @@ class GapTracker:
         seed: int | None = 0,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: expected a positive number of epochs; got {every!r}.")
+        require_count("every", every)
         require_fixed(data, purpose="GapTracker")
         if held_out is not None:
             require_fixed(held_out, name="held_out", purpose="GapTracker")
@@ -184,9 +184,8 @@ class TermTracker:
         num_draws: int = 4,
         seed: int | None = 0,
     ) -> None:
-        for name, count in (("every", every), ("num_draws", num_draws)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}: expected a positive integer; got {count!r}.")
+        require_count("every", every)
+        require_count("num_draws", num_draws)
         for name, rows in data.items():
             require_fixed(rows, name=f"data[{name!r}]", purpose="TermTracker")
         self.model, self.guide, self.data = model, guide, dict(data)

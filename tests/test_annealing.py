@@ -252,7 +252,7 @@ def test_simulated_and_real_data_stand_side_by_side(oracle):
         (lambda m, x: Annealing(num_temperatures=2.5), "num_temperatures: expected an integer"),
         (lambda m, x: SigmoidalSchedule(delta=0), "delta: expected a positive number"),
         (lambda m, x: GeometricSchedule(first=1.0), "first: expected an inverse temperature"),
-        (lambda m, x: HMC(num_leapfrog=0), "num_leapfrog: expected a positive integer"),
+        (lambda m, x: HMC(num_leapfrog=0), "num_leapfrog: expected an integer of at least 1"),
         (lambda m, x: HMC(target_accept=1.0), "target_accept: expected a probability"),
         (lambda m, x: HMC(jitter=1.0), "jitter: expected a number"),
         (lambda m, x: ais(m, x, start=MeanField(2), annealing=SHORT), "expected num_latents = 3"),

@@ -346,7 +346,7 @@ def test_draws_of_a_guide_written_by_hand(oracle, x):
     assert draws["w"].mean().item() == pytest.approx(3.0, abs=4 * 0.1 / 20)
     assert draws["w"].std().item() == pytest.approx(0.1, rel=0.15)
     assert torch.equal(draws["w"], draw_globals(conjugate_model(oracle), guide, x, num_draws=400, seed=0)["w"])
-    with pytest.raises(ValueError, match="num_draws: expected a positive integer; got 0"):
+    with pytest.raises(ValueError, match="num_draws: expected an integer of at least 1; got 0"):
         draw_globals(conjugate_model(oracle), guide, x, num_draws=0)
     with pytest.raises(ValueError, match="model: expected a latent site outside the data plate"):
         draw_globals(without_w, without_w, x, num_draws=1)

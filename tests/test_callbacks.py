@@ -79,7 +79,7 @@ def test_early_stopping_needs_its_metric():
         fitted(EarlyStopping(1), validation=False)
     with pytest.raises(ValueError, match="metric: expected"):
         EarlyStopping(1, metric="loss")
-    with pytest.raises(ValueError, match="patience: expected a positive integer; got 0"):
+    with pytest.raises(ValueError, match="patience: expected an integer of at least 1; got 0"):
         EarlyStopping(0)
 
 

@@ -188,7 +188,7 @@ def test_nothing_is_left_behind_and_a_seed_fixes_both(oracle):
     [
         ({"guide": Local(MeanField(2), torch.zeros(4, 4))}, "rows belong to fixed x"),
         ({"log_evidence": torch.zeros(4)}, "log_evidence: expected None"),
-        ({"num_simulations": 0}, "num_data: expected a positive integer"),
+        ({"num_simulations": 0}, "num_data: expected an integer of at least 1"),
     ],
     ids=["local", "known evidence", "no simulations"],
 )

@@ -399,7 +399,7 @@ def test_pyros_weights_belong_to_the_batch():
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "no draws": (lambda: IWAE(0), "IWAE: num_particles: .*positive integer; got 0"),
+    "no draws": (lambda: IWAE(0), "IWAE: num_particles: expected an integer of at least 1; got 0. Try 8"),
     "half a draw": (lambda: PathwiseELBO(0.5), "PathwiseELBO: num_particles"),
     "order 1": (lambda: Renyi(3, alpha=1), "Renyi: alpha: .*PathwiseELBO"),
     "infinite order": (lambda: Renyi(3, alpha=math.inf), "Renyi: alpha"),

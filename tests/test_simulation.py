@@ -97,7 +97,7 @@ def test_models_that_cannot_be_simulated(body, message):
 
 def test_other_bad_input():
     model = in_plate(lambda x, z: normal("x", z, x))
-    with pytest.raises(ValueError, match="num_data: expected a positive integer; got 0"):
+    with pytest.raises(ValueError, match="num_data: expected an integer of at least 1; got 0"):
         simulate(model, LIKE, num_data=0)
     with pytest.raises(ValueError, match="site 'latent': expected a latent site of this name"):
         simulate(model, LIKE, num_data=2, site="latent")

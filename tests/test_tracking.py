@@ -129,7 +129,7 @@ class Resampled:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every: expected a positive number of epochs; got 0"),
+        ({"every": 0}, "every: expected an integer of at least 1; got 0"),
         ({"data": Resampled()}, "data: GapTracker needs a fixed x"),
         ({"held_out": Resampled()}, "held_out: GapTracker needs a fixed x"),
     ],
@@ -181,7 +181,7 @@ class TestTerms:
 
     def test_bad_arguments_are_refused(self, x):
         vae = vae_of()
-        with pytest.raises(ValueError, match="every: expected a positive integer; got 0"):
+        with pytest.raises(ValueError, match="every: expected an integer of at least 1; got 0"):
             TermTracker(vae.model, vae.guide, {"a": x}, every=0)
-        with pytest.raises(ValueError, match="num_draws: expected a positive integer"):
+        with pytest.raises(ValueError, match="num_draws: expected an integer of at least 1"):
             TermTracker(vae.model, vae.guide, {"a": x}, num_draws=1.5)

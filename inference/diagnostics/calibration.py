@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.batches import Data
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.diagnostics.bands import critical_level, limits, p_value, tail_probabilities
 from inference.isolation import device_of, frozen
@@ -82,9 +83,8 @@ def sbc(
         True
     """
     seed = resolve_seed(seed)
-    for name, size, least in (("num_simulations", num_simulations, 10), ("num_draws", num_draws, 1)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}; got {size!r}.")
+    require_count("num_simulations", num_simulations, least=10)
+    require_count("num_draws", num_draws)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a probability in (0, 1); got {alpha!r}. Try 0.05.")
     site = site_for_any_x(guide, data_like, site=site)

@@ -20,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
@@ -149,10 +150,10 @@ def to_datatree(
         {'chain': 4, 'draw': 10, 'obs_id': 3, 'latent_dim': 2}
     """
     for name, size in {"num_draws": num_draws, "num_chains": num_chains}.items():
-        _require_positive(name, size)
+        require_count(name, size)
     for name, limit in {"max_data": max_data, "num_predictive": num_predictive}.items():
         if limit is not None:
-            _require_positive(name, limit)
+            require_count(name, limit)
     total = require_fixed(data, purpose="drawing from its posterior")
     num_data = total if max_data is None else min(total, max_data)
     ids = np.arange(total) if obs_ids is None else per_datapoint("obs_ids", obs_ids, total)
@@ -236,11 +237,6 @@ def _versions() -> dict[str, str]:
         "numpy_version": np.__version__,
         "xarray_version": xr.__version__,
     }
-
-
-def _require_positive(name: str, size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{name}: expected an integer of at least 1; got {size!r}.")
 
 
 def _device(*programs: Program) -> torch.device | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from inference.batches import Data
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.evidence.schedules import Schedule, SigmoidalSchedule
 from inference.families import from_noise, noise_size
@@ -55,9 +56,7 @@ class Annealing:
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
         for name in ("num_temperatures", "num_chains", "num_pilot_chains"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                raise ValueError(f"{name}: expected an integer of at least 2; got {value!r}.")
+            require_count(name, getattr(self, name), least=2)
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for a record."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from inference.counts import require_count
 from inference.families.moments import loc_and_tril
 from inference.families.raw import raw_of, scale_of
 
@@ -180,9 +181,8 @@ class Family(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def _size(self, name: str, value: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            of_what = " Pass the size of z." if name == "num_latents" else ""
-            raise ValueError(f"{type(self).__name__}: {name}: expected a positive integer; got {value!r}.{of_what}")
+        hint = "Pass the size of z." if name == "num_latents" else ""
+        require_count(f"{type(self).__name__}: {name}", value, hint=hint)
         return value
 
     def _moments(self, q: Distribution) -> tuple[Tensor, Tensor]:

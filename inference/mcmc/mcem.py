@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
 from inference.compiled import worthwhile
+from inference.counts import require_count
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
@@ -256,9 +257,8 @@ def _require_settings(
     num_chains: int,
     burn_in: int,
 ) -> None:
-    for name, value, least in (("num_chains", num_chains, 1), ("burn_in", burn_in, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
+    require_count("num_chains", num_chains)
+    require_count("burn_in", burn_in, least=0)
     if init is not None and not callable(init):
         raise ValueError(
             f"init: expected a guide or None; got {type(init).__name__}. Wrap rows of parameters: Local(family, rows)."

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.batches import Data, require_fixed
 from inference.convergence import autocorrelated_ess, nested_rhat
+from inference.counts import require_count
 from inference.densities import guide_distribution
 from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
@@ -114,8 +115,7 @@ def sample_posterior(
         "num_draws": (num_draws, 4),
     }
     for name, (value, least) in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
+        require_count(name, value, least=least)
     if init is not None and not callable(init):
         raise ValueError(
             f"init: expected a guide or None; got {type(init).__name__}. Wrap rows of parameters: Local(family, rows)."

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from inference.counts import require_count
 from inference.densities import Densities, densities, prior_alone
 from inference.families import from_noise
 from inference.simulation import draw_pairs
@@ -76,11 +77,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        count = self.num_particles
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(
-                f"{type(self).__name__}: num_particles: expected a positive integer; got {count!r}. Try 8."
-            )
+        require_count(f"{type(self).__name__}: num_particles", self.num_particles, hint="Try 8.")
 
     def __call__(
         self,

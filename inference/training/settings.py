@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.compiled import Compile, Precision, require_precision, worthwhile
+from inference.counts import require_count
 from inference.isolation import device_of
 from inference.training.steps import Adam, Constant, OptimizerFactory, ScheduleFactory
 
@@ -91,10 +92,10 @@ class Training:
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
         for name in ("epochs", "batch_size", "local_steps", "num_particles"):
-            _require_count(name, getattr(self, name), least=1)
-        _require_count("warm_up", self.warm_up, least=0)
+            require_count(name, getattr(self, name))
+        require_count("warm_up", self.warm_up, least=0)
         if self.patience is not None:
-            _require_count("patience", self.patience, least=1)
+            require_count("patience", self.patience)
         worthwhile(self.compile, 0)
         require_precision(self.precision)
         if self.num_particles % 2:
@@ -121,11 +122,6 @@ class Training:
             for entry in dataclasses.fields(self)
             if entry.name != "callbacks"
         }
-
-
-def _require_count(name: str, value: int, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}; got {value!r}.")
 
 
 def _plain(value: object) -> object:

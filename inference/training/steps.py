@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
+from inference.counts import require_count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
@@ -213,9 +215,7 @@ class Staircase:
     def __post_init__(self) -> None:
         """Refuse what is no staircase."""
         for name in ("num_stages", "growth"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1; got {value!r}.")
+            require_count(name, getattr(self, name))
         if not 0 < self.factor <= 1:
             raise ValueError(f"factor: expected a number in (0, 1]; got {self.factor!r}. Try 10 ** (-1 / 7).")
 
