@@ -262,21 +262,21 @@ def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Ev
 def by_one_estimator(*measured: Gaps) -> list[Evidence]:
     """Log p(x) of several models by the same estimator, so that their difference is one of models alone.
 
-    Of the estimators that all records keep, it is the one with the larger mean over all of them, chosen on one half of
-    the draws and scored on the other; where a record keeps no halves, as one read from an older file, it is the first;
-    where they keep none in common, it is what each reports.
+    Of the estimators that all records keep, with halves of their draws, it is the one with the larger mean over all of
+    them, chosen on one half and scored on the other; where they keep none in common, it is what each reports.
 
     Args:
         measured: the gaps of each model, on the same datapoints.
     """
-    shared = set.intersection(*(set(gaps.estimates) for gaps in measured))
-    names = [name for name in measured[0].estimates if name in shared]
+    names = [
+        name
+        for name in measured[0].estimates
+        if all(name in gaps.estimates and gaps.estimates[name].halves is not None for gaps in measured)
+    ]
     if not names:
         return [
             Evidence(value=gaps.log_evidence, se=gaps.log_evidence_se, method=gaps.evidence_method) for gaps in measured
         ]
-    if any(gaps.estimates[name].halves is None for gaps in measured for name in names):
-        return [gaps.estimates[names[0]] for gaps in measured]
     best = _best({name: [gaps.estimates[name] for gaps in measured] for name in names})
     return [_scored(gaps.estimates[best], names) for gaps in measured]
 

@@ -12,7 +12,6 @@ from study_records import made_up, results_of
 
 from inference import Adam, Cosine, Evidence
 from inference.draws import gaps_dataset, gaps_from_datatree
-from inference.gaps import by_one_estimator
 from inference.objectives import IWAE
 from pyro_vae.parts import options
 from pyro_vae.study import Study, StudyResults, read_study
@@ -314,11 +313,6 @@ class TestDifferences:
         read = gaps_from_datatree(xr.DataTree.from_dict({"/": xr.Dataset(), "gaps": gaps_dataset(gaps)}))
         torch.testing.assert_close(read.estimates["AIS"].halves, known.halves)
         torch.testing.assert_close(read.estimates["AIS"].halves_se, known.halves_se)
-        # A file of an earlier version has none: nothing is chosen then.
-        older = gaps_dataset(gaps).drop_vars(["estimate_halves", "estimate_halves_se"])
-        read = gaps_from_datatree(xr.DataTree.from_dict({"/": xr.Dataset(), "gaps": older}))
-        (score,) = by_one_estimator(read)
-        torch.testing.assert_close(score.value, known.value)
 
 
 class TestTable:
