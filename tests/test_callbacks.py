@@ -97,7 +97,6 @@ def test_checkpoints_keep_the_last(tmp_path):
 
 
 def test_tensorboard_holds_the_curves(tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fit = fitted(TensorBoard(tmp_path))
