@@ -473,12 +473,14 @@ def test_on_a_gpu(make):
 )
 @pytest.mark.parametrize("cls", parts.catalog("family").values(), ids=lambda cls: cls.__name__)
 def test_bad_sizes(cls, size):
-    with pytest.raises(ValueError, match=rf"{cls.__name__}: num_latents: expected an integer of at least 1; got {size!r}"):
+    message = rf"{cls.__name__}: num_latents: expected an integer of at least 1; got {size!r}"
+    with pytest.raises(ValueError, match=message):
         cls(size)
     options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if type(option.default) is int:
-            with pytest.raises(ValueError, match=rf"{cls.__name__}: {option.name}: expected an integer of at least 1; got"):
+            message = rf"{cls.__name__}: {option.name}: expected an integer of at least 1; got"
+            with pytest.raises(ValueError, match=message):
                 cls(2, **{option.name: size})
 
 
