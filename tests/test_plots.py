@@ -11,6 +11,7 @@ from plot_records import (
     line,
     make_calibration,
     make_comparison,
+    make_difference,
     make_evidence,
     make_fit,
     make_gaps,
@@ -22,6 +23,7 @@ from pyro_vae import plots
 from pyro_vae.plots import (
     plot_aggregate,
     plot_comparison,
+    plot_differences,
     plot_elbo,
     plot_elbo_terms,
     plot_gap_histogram,
@@ -299,6 +301,7 @@ PICTURES = {
     "traversals": lambda ax: plot_traversals(X[None], (2, 3), ax=ax),
     "traversals as lines": lambda ax: plot_traversals(X[None], ax=ax),
     "ranks": lambda ax: plot_ranks(make_calibration(["U"]), "z[0]", ax=ax),
+    "differences": lambda ax: plot_differences({"laplace": make_difference()}, ax=ax),
     "rank differences": lambda ax: plot_rank_differences(make_calibration(["U"]), ax=ax),
 }
 
@@ -382,6 +385,8 @@ BAD = {
     "steps": (lambda: plot_traversals(X[None], (2, 3), steps=[0.0]), r"steps: expected shape \(5,\)"),
     "names": (lambda: plot_traversals(X[None], (2, 3), names=["a", "b"]), "names: expected 1"),
     "unknown quantity": (lambda: plot_ranks(make_calibration(["U"]), "z[1]"), r"quantity: expected one of z\[0\]"),
+    "no differences": (lambda: plot_differences({}), "differences: expected"),
+    "differences without names": (lambda: plot_differences([make_difference()]), "differences: expected.*got list"),
     "bins of ranks": (lambda: plot_ranks(make_calibration(["U"]), "z[0]", bins=21), "bins: expected 1 to 20"),
 }
 
