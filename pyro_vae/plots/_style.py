@@ -10,6 +10,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 Array = Tensor | np.ndarray
@@ -70,6 +72,11 @@ def cycle(looks: Sequence[T]) -> Iterator[T]:
 def above(num_columns: int) -> dict[str, Any]:
     """A legend above the Axes, where no bar can reach it."""
     return {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": num_columns}
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks at whole numbers only, for what has no halves: an epoch, a rank, an index."""
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def minus(text: str) -> str:
