@@ -85,6 +85,12 @@ class TestElbo:
         assert -180 < low < fit.elbo_validation[3] and high > fit.elbo.max()
         assert "below the axis" in ax.texts[0].get_text() and "405" in ax.texts[0].get_text()
 
+    def test_the_legend_lies_on_no_line(self):
+        """Of an overfitted model one ends in a corner."""
+        for ax in (plot_elbo({"SVI": make_fit(), "EM": make_fit(20, best_epoch=12)}), plot_elbo_terms(make_tracker())):
+            ax.figure.canvas.draw()
+            assert ax.get_legend().get_window_extent().y0 > ax.texts[0].get_window_extent().y1 > ax.bbox.y1
+
     def test_several_fits_are_told_apart_by_markers_too(self):
         ax = plot_elbo({"SVI": make_fit(), "EM": make_fit(20, level=2.0, best_epoch=12)})
         first, second = (line(ax, f"{name}, training") for name in ("SVI", "EM"))
@@ -256,7 +262,15 @@ class TestComparison:
         texts = {text.get_text(): text.xy[1] for text in ax.texts}
         assert texts["no density"] == 0 and "−130" in "".join(texts)
         assert [dot.lines[0].get_marker() for dot in dots] == ["s", "o"], "FA's noise is of another form"
-        assert legend(ax) == ["noise of another form: see the table"]
+        assert legend(ax) == ["linear", "with hidden layers", "noise of another form"]
+
+    def test_networks_are_told_from_linear_models_in_gray_print_too(self):
+        comparison = make_comparison()
+        assert [bar.get_hatch() or "" for bar in plot_squared_error(comparison).patches] == ["", "", "////"]
+        linear, network = (container.lines[0] for container in plot_log_p(comparison).containers)
+        assert linear.get_markerfacecolor() != "white" == network.get_markerfacecolor()
+        without = dataclasses.replace(comparison, models=comparison.models[:1])
+        assert legend(plot_squared_error(without)) == ["linear"] and plot_log_p(without).get_legend() is None
 
     def test_panels_share_the_models(self):
         left, right = plot_comparison(make_comparison())
@@ -319,6 +333,25 @@ def test_draws_on_the_axes_given_or_on_one_new_figure_and_leaves_settings_alone(
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
+# Each is of so few that half numbers would fit between, too.
+COUNTED = {
+    "epochs": lambda: plot_elbo({"SVI": make_fit(3, best_epoch=None)}),
+    "epochs of terms": lambda: plot_elbo_terms(make_tracker(3)),
+    "datapoints": lambda: plot_pareto_k({"IWAE": make_evidence([0.1, 0.9, 0.3])}),
+    "dimensions by rank": lambda: plot_kl_per_dim({"SVI": make_surgery(), "EM": make_surgery()}),
+    "ranks": lambda: plot_ranks(make_calibration(["U"]), "z[0]"),
+    "values of draws": lambda: plot_samples(X[:, :3]),
+    "values of rows": lambda: plot_reconstructions(X[:, :3], X[:, :3]),
+    "values along a way": lambda: plot_traversals(X[None, :, :3]),
+}
+
+
+@pytest.mark.parametrize("picture", COUNTED.values(), ids=COUNTED)
+def test_what_is_counted_has_ticks_at_whole_numbers(picture):
+    ticks = picture().get_xticks()
+    assert len(ticks) > 1 and (ticks == ticks.round()).all()
+
+
 @pytest.mark.parametrize("name", [name for name in plots.__all__ if name.startswith("plot_")])
 def test_every_picture_takes_axes_by_keyword_and_is_in_the_tables(name):
     function = getattr(plots, name)
@@ -349,6 +382,7 @@ BAD = {
     "no columns": (lambda: plot_samples(np.ones((2, 6)), (2, 3), num_columns=0), "num_columns: expected"),
     "unequal shapes": (lambda: plot_reconstructions(np.ones((2, 6)), np.ones((3, 6)), (2, 3)), "mean: expected"),
     "manifold not square": (lambda: plot_manifold(np.ones((2, 3, 6)), (2, 3)), "images: expected"),
+    "no manifold": (lambda: plot_manifold(np.ones((0, 0, 6)), (2, 3)), "images: expected"),
     "grid": (lambda: plot_manifold(np.ones((2, 2, 6)), (2, 3), grid=[0.0]), "grid: expected"),
     "three dimensions": (lambda: plot_latent(np.ones((4, 3))), "z: expected"),
     "labels": (lambda: plot_latent(np.ones((4, 2)), [1]), "labels: expected"),

@@ -81,11 +81,13 @@ class TestRankDifferences:
         band = ax.collections[0].get_paths()[0].vertices[:, 1]
         assert band.min() == pytest.approx(float(calibration.lower.min()))
         assert band.max() == pytest.approx(float(calibration.upper.max()))
+        assert ax.get_legend().get_title().get_text() == ""
         assert legend(ax)[0] == "where all lines of an exact guide lie, with probability 0.95"
 
     def test_of_many_the_furthest_from_uniform(self):
         ax = plot_rank_differences(make_calibration(["uniform"] * 3 + ["low"] + ["uniform"] * 3 + ["U"]))
         names = [name.split(":")[0] for name in legend(ax)[1:]]
+        assert ax.get_legend().get_title().get_text() == "the 6 of 8 quantities that are furthest from uniform"
         assert len(names) == 6 and {"z[3]", "z[7]"} < set(names) and names == sorted(names)
         looks = {(drawn.get_color(), str(drawn.get_linestyle())) for drawn in ax.get_lines()[:6]}
         assert len(looks) == 6
@@ -133,5 +135,6 @@ class TestDifferences:
         assert "\n" not in whole.get_text()
         ax.figure.canvas.draw()
         first, second = ax.get_lines()[-1].get_ydata()
+        highest_rings = line(ax, "one seed").get_ydata().min()
         edges = [ax.transData.inverted().transform(text.get_window_extent())[:, 1] for text in ax.texts]
-        assert max(edges[0]) < first < min(edges[1]) and max(edges[1]) < second
+        assert max(edges[0]) < highest_rings < first < min(edges[1]) and max(edges[1]) < second

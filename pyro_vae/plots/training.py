@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from inference.results import Fit
 from inference.tracking import TermTracker
-from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, drawing, minus, require_some, to_numpy
+from pyro_vae.plots._style import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    above,
+    cycle,
+    drawing,
+    minus,
+    require_some,
+    to_numpy,
+    whole_ticks,
+)
 
 __all__ = ["plot_elbo", "plot_elbo_terms"]
 
@@ -65,7 +75,7 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
                 ax.plot(fit.best_epoch + 1, best, marker=marker, color=color, label=label, **dot)
         if shown:
             _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
-            ax.legend(loc="lower right")
+            _legend(ax, 3 if len(fits) == 1 else 2)
         _epochs(ax)
         ax.set_ylabel("ELBO (nats per datapoint)")
     return ax
@@ -128,14 +138,18 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
         _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
         _epochs(ax)
         ax.set_ylabel("nats per datapoint")
-        # Over the note on the first epochs; inside it would lie on the lines of an overfitted model.
-        ax.legend(**{**above(2), "bbox_to_anchor": (0.5, 1.05)})
+        _legend(ax, 2)
     return ax
 
 
 def _epochs(ax: Axes) -> None:
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    whole_ticks(ax.xaxis)
+
+
+def _legend(ax: Axes, num_columns: int) -> None:
+    """Over the note on the first epochs; inside, it would lie on the lines of an overfitted model."""
+    ax.legend(**{**above(num_columns), "bbox_to_anchor": (0.5, 1.05)})
 
 
 def _settled(num_epochs: int) -> int:
