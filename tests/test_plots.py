@@ -201,7 +201,8 @@ class TestGapHistogram:
 
     def test_equal_gaps_are_drawn(self):
         gaps = make_gaps(5, amortization=0.0)
-        assert plot_gap_histogram({"SVI": gaps}).patches
+        outline = plot_gap_histogram({"SVI": gaps}).patches[-1].get_xy()
+        assert outline[:, 1].max() == 100 and outline[:, 0].min() < 0 < outline[:, 0].max()
 
     def test_outlines_are_told_apart_by_colour_and_dash(self):
         ax = plot_gap_histogram({"SVI": make_gaps(50), "EM": make_gaps(40)})
@@ -232,6 +233,10 @@ class TestGapScatter:
         gaps = make_gaps(1)
         gaps.amortization_gap_se[:] = torch.nan
         plot_gap_scatter({"SVI": gaps}).figure.canvas.draw()
+
+    def test_of_many_no_two_look_alike(self):
+        ax = plot_gap_scatter({f"seed {seed}": make_gaps(2) for seed in range(20)})
+        assert len({(points.lines[0].get_color(), points.lines[0].get_marker()) for points in ax.containers}) == 20
 
 
 class TestComparison:
@@ -383,6 +388,7 @@ BAD = {
     "unequal shapes": (lambda: plot_reconstructions(np.ones((2, 6)), np.ones((3, 6)), (2, 3)), "mean: expected"),
     "manifold not square": (lambda: plot_manifold(np.ones((2, 3, 6)), (2, 3)), "images: expected"),
     "no manifold": (lambda: plot_manifold(np.ones((0, 0, 6)), (2, 3)), "images: expected"),
+    "manifold of NaN": (lambda: plot_manifold(np.full((2, 2, 6), np.nan), (2, 3)), "images: expected values"),
     "grid": (lambda: plot_manifold(np.ones((2, 2, 6)), (2, 3), grid=[0.0]), "grid: expected"),
     "three dimensions": (lambda: plot_latent(np.ones((4, 3))), "z: expected"),
     "labels": (lambda: plot_latent(np.ones((4, 2)), [1]), "labels: expected"),
@@ -415,6 +421,7 @@ BAD = {
     "no such dimension": (lambda: plot_aggregate(X, X, dims=[6]), "dims: expected"),
     "no dimension": (lambda: plot_aggregate(X, X, dims=[]), "dims: expected"),
     "ways of a matrix": (lambda: plot_interpolations(X, (2, 3)), "x: expected shape"),
+    "ways of NaN": (lambda: plot_traversals(np.full((1, 2, 6), np.nan)), "x: expected values"),
     "ways image shape": (lambda: plot_interpolations(X[None], (2, 2)), "image_shape: expected 6"),
     "steps": (lambda: plot_traversals(X[None], (2, 3), steps=[0.0]), r"steps: expected shape \(5,\)"),
     "names": (lambda: plot_traversals(X[None], (2, 3), names=["a", "b"]), "names: expected 1"),

@@ -52,7 +52,8 @@ class TestImages:
         gappy = self.x.astype(float)
         gappy[0, 0] = np.nan
         ax = plot_reconstructions(gappy, self.x, (2, 3))
-        assert ax.get_images()[0].get_clim() == (1, 29)
+        assert ax.get_images()[0].get_clim() == (1, 29) and ax.get_xlabel().endswith("; pale blue: missing")
+        assert plot_reconstructions(self.x, gappy, (2, 3)).get_xlabel().endswith("; pale blue: missing")
 
     def test_samples_fill_a_square(self):
         image = shown_image(plot_samples(self.x, (2, 3)))

@@ -21,7 +21,7 @@ T = TypeVar("T")
 # Okabe & Ito (2008): told apart under every common colour blindness. In gray print some are alike, so whatever a colour
 # tells is told by a marker, a dash or a place as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "o^sDvP"
+MARKERS = "o^sDvPX"  # One more than colours, so that the seventh of several looks unlike the first.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,

@@ -284,7 +284,7 @@ def plot_worst(
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(np.arange(len(strips)) * (height + gap) + (height - 1) / 2, ["x", *means])
         ax.set_xticks(np.arange(len(worst)) * (width + gap) + (width - 1) / 2, labels)
-        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, images[0], ink=ink)}")
+        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, np.concatenate(images), ink=ink)}")
     return ax
 
 

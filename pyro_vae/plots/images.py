@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, require_values, scale_note, show, tile
 from pyro_vae.plots._ridges import ridges, ridges_size
 from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy, whole_ticks
 
@@ -73,7 +73,7 @@ def plot_reconstructions(
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(starts + (originals.shape[1] - 1) / 2, ["original", "reconstruction"] * (len(strips) // 2))
-        ax.set_xlabel(scale_note(limits, originals, ink=ink))
+        ax.set_xlabel(scale_note(limits, np.concatenate([originals, reconstructed]), ink=ink))
     return ax
 
 
@@ -169,6 +169,7 @@ def plot_manifold(
     values = to_numpy(images)
     if values.ndim != 3 or values.shape[0] != values.shape[1] or not values.size:
         raise ValueError(f"images: expected shape (n, n, P), one decoded datapoint a grid point; got {values.shape}.")
+    require_values("images", values)
     n = len(values)
     ticks = None if grid is None else to_numpy(grid)
     if ticks is not None and ticks.shape != (n,):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
-from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, require_values, scale_note, show, tile
 from pyro_vae.plots._ridges import name_rows
 from pyro_vae.plots._style import COLORS, Array, drawing, minus, to_numpy
 
@@ -101,6 +101,7 @@ def _ways(x: Array) -> np.ndarray:
     values = to_numpy(x)
     if values.ndim != 3 or not values.size:
         raise ValueError(f"x: expected shape (R, T, P), one decoded datapoint a step of each way; got {values.shape}.")
+    require_values("x", values)
     return values
 
 

@@ -53,7 +53,8 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
         >>> plt.close(ax.figure)
     """
     require_some("fits", fits)
-    with drawing(ax, (6.0, 3.6)) as ax:
+    # Room for the legend's rows.
+    with drawing(ax, (6.0, 3.4 + 0.24 * len(fits))) as ax:
         shown, everything = [], []
         for color, marker, (name, fit) in zip(cycle(COLORS), cycle(MARKERS), fits.items(), strict=False):
             curves = {} if fit.elbo is None else {"training": to_numpy(fit.elbo)}
