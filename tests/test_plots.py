@@ -60,6 +60,21 @@ class TestElbo:
         assert line(ax, "SVI, training").get_color() != line(ax, "EM, training").get_color()
         assert "nats per datapoint" in ax.get_ylabel()
 
+    def test_a_held_out_curve_names_its_q(self):
+        """L[q*] lies above L[q] of the same model: unnamed, the worse model looks better."""
+        known = {name: dataclasses.replace(make_fit(), settings={"engine": name}) for name in ("svi", "em", "mcem")}
+        known["mcem"] = dataclasses.replace(known["mcem"], elbo=None)
+        start = known["em"].elbo_validation - 1
+        known["semi"] = dataclasses.replace(known["em"], elbo_start=start, elbo_start_validation=start)
+        labels = [line.get_label() for line in plot_elbo(known).lines]
+        expected = {"svi": "encoder", "em": "q*", "mcem": "q*", "semi": "after the steps"}
+        assert [label for label in labels if "held-out" in label] == [
+            f"{name}, held-out ({q})" for name, q in expected.items()
+        ]
+        assert [label for label in labels if "training" in label] == [
+            f"{name}, training" for name in ("svi", "em", "semi")
+        ]
+
     def test_kept_epoch_lies_on_the_held_out_curve(self):
         fit = make_fit(best_epoch=20)
         marker = line(plot_elbo({"SVI": fit}), "SVI, epoch kept (21)")

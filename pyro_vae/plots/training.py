@@ -29,15 +29,18 @@ __all__ = ["plot_elbo", "plot_elbo_terms"]
 def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
     """Training and held-out ELBO per epoch, one colour and marker a fit, with the epoch that was kept.
 
-    The first tenth of the epochs does not stretch the axis; where it is cut, a note says so. Of Monte Carlo EM the
-    held-out ELBO alone is drawn: on its training data it has none.
+    A held-out curve is of the q that the engine has there, which its label names: the encoder's, or q*, which every
+    engine that fits rows of its own searches for. L[q*] lies above L[q] of the same model, so curves of different q
+    do not rank models. The first tenth of the epochs does not stretch the axis; where it is cut, a note says so. Of
+    Monte Carlo EM the held-out ELBO alone is drawn: on its training data it has none.
 
     Args:
         fits: `{name: Fit}`.
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes. Lines are labelled "<name>, training" and "<name>, held-out".
+        The Axes. Lines are labelled "<name>, training" and "<name>, held-out (<q>)", the latter without q where the
+        fit's settings name no engine.
 
     Raises:
         ValueError: no fit is given.
@@ -46,10 +49,10 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
         >>> import matplotlib.pyplot as plt
         >>> import torch
         >>> elbo = torch.tensor([-300.0, -150.0, -120.0, -118.0])
-        >>> fit = Fit(elbo=elbo, elbo_validation=elbo - 3, seconds=1.0, num_steps=40, stopped_because="epochs")
-        >>> ax = plot_elbo({"SVI": fit})
+        >>> common = {"seconds": 1.0, "num_steps": 40, "stopped_because": "epochs", "settings": {"engine": "svi"}}
+        >>> ax = plot_elbo({"SVI": Fit(elbo=elbo, elbo_validation=elbo - 3, **common)})
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
-        ['SVI, training', 'SVI, held-out']
+        ['SVI, training', 'SVI, held-out (encoder)']
         >>> plt.close(ax.figure)
     """
     require_some("fits", fits)
@@ -59,7 +62,7 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
         for color, marker, (name, fit) in zip(cycle(COLORS), cycle(MARKERS), fits.items(), strict=False):
             curves = {} if fit.elbo is None else {"training": to_numpy(fit.elbo)}
             if fit.elbo_validation is not None:
-                curves["held-out"] = to_numpy(fit.elbo_validation)
+                curves[_held_out(fit)] = to_numpy(fit.elbo_validation)
             # Of several fits the markers tell which, where colours cannot.
             look: dict[str, Any] = {"color": color}
             look |= {"marker": marker, "markersize": 3.5, "markevery": 0.12} if len(fits) > 1 else {}
@@ -141,6 +144,14 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("nats per datapoint")
         _legend(ax, 2)
     return ax
+
+
+def _held_out(fit: Fit) -> str:
+    """What a fit's held-out curve is called: with the q it is of, where its engine is known."""
+    if fit.elbo_start_validation is not None:
+        return "held-out (after the steps)"
+    q = {"svi": "encoder", "em": "q*", "mcem": "q*"}.get(fit.settings.get("engine", ""))
+    return "held-out" if q is None else f"held-out ({q})"
 
 
 def _epochs(ax: Axes) -> None:
