@@ -7,6 +7,7 @@ from inference.diagnostics.calibration import judge
 from inference.results import Evidence, Fit, Gaps, Surgery
 from inference.tracking import TermTracker
 from pyro_vae.comparison import Compared, Comparison
+from pyro_vae.study import Difference
 
 
 def make_fit(num_epochs=30, *, level=0.0, validation=True, best_epoch=20):
@@ -118,3 +119,17 @@ def make_calibration(shapes, *, num_ranks=400, num_draws=19):
         columns.append((u * (num_draws + 1)).long().clamp_max(num_draws))
     names = tuple(f"z[{index}]" for index in range(len(shapes)))
     return judge(torch.stack(columns, 1), names=names, num_draws=num_draws)
+
+
+def make_difference(value="laplace", by_seed=(0.1, 0.3, 0.5), *, mean=0.3, se=0.1, seed_se=0.12, elsewhere=None):
+    return Difference(
+        axis="prior",
+        value=value,
+        baseline="normal",
+        elsewhere=elsewhere or {},
+        mean=mean,
+        se=se,
+        mc_se=0.01,
+        seed_se=seed_se,
+        by_seed={str(seed): one for seed, one in enumerate(by_seed)},
+    )

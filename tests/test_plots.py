@@ -11,6 +11,7 @@ from plot_records import (
     line,
     make_calibration,
     make_comparison,
+    make_difference,
     make_evidence,
     make_fit,
     make_gaps,
@@ -22,6 +23,7 @@ from pyro_vae import plots
 from pyro_vae.plots import (
     plot_aggregate,
     plot_comparison,
+    plot_differences,
     plot_elbo,
     plot_elbo_terms,
     plot_gap_histogram,
@@ -58,6 +60,21 @@ class TestElbo:
         assert line(ax, "SVI, training").get_color() != line(ax, "EM, training").get_color()
         assert "nats per datapoint" in ax.get_ylabel()
 
+    def test_a_held_out_curve_names_its_q(self):
+        """L[q*] lies above L[q] of the same model: unnamed, the worse model looks better."""
+        known = {name: dataclasses.replace(make_fit(), settings={"engine": name}) for name in ("svi", "em", "mcem")}
+        known["mcem"] = dataclasses.replace(known["mcem"], elbo=None)
+        start = known["em"].elbo_validation - 1
+        known["semi"] = dataclasses.replace(known["em"], elbo_start=start, elbo_start_validation=start)
+        labels = [line.get_label() for line in plot_elbo(known).lines]
+        expected = {"svi": "encoder", "em": "q*", "mcem": "q*", "semi": "after the steps"}
+        assert [label for label in labels if "held-out" in label] == [
+            f"{name}, held-out ({q})" for name, q in expected.items()
+        ]
+        assert [label for label in labels if "training" in label] == [
+            f"{name}, training" for name in ("svi", "em", "semi")
+        ]
+
     def test_kept_epoch_lies_on_the_held_out_curve(self):
         fit = make_fit(best_epoch=20)
         marker = line(plot_elbo({"SVI": fit}), "SVI, epoch kept (21)")
@@ -83,6 +100,12 @@ class TestElbo:
         assert -180 < low < fit.elbo_validation[3] and high > fit.elbo.max()
         assert "below the axis" in ax.texts[0].get_text() and "405" in ax.texts[0].get_text()
 
+    def test_the_legend_lies_on_no_line(self):
+        """Of an overfitted model one ends in a corner."""
+        for ax in (plot_elbo({"SVI": make_fit(), "EM": make_fit(20, best_epoch=12)}), plot_elbo_terms(make_tracker())):
+            ax.figure.canvas.draw()
+            assert ax.get_legend().get_window_extent().y0 > ax.texts[0].get_window_extent().y1 > ax.bbox.y1
+
     def test_several_fits_are_told_apart_by_markers_too(self):
         ax = plot_elbo({"SVI": make_fit(), "EM": make_fit(20, level=2.0, best_epoch=12)})
         first, second = (line(ax, f"{name}, training") for name in ("SVI", "EM"))
@@ -107,11 +130,10 @@ class TestElboTerms:
         ax = plot_elbo_terms(tracker)
         for name in ("training", "held-out"):
             upper = line(ax, f"E[log p(x | z)], {name}")
-            (lower,) = [one for one in ax.get_lines() if one.get_label().startswith(f"ELBO, {name} (")]
+            lower = line(ax, f"ELBO, {name}")
             np.testing.assert_allclose(upper.get_ydata(), tracker.reconstruction[name])
             np.testing.assert_allclose(upper.get_ydata() - lower.get_ydata(), tracker.kl[name])
             np.testing.assert_array_equal(lower.get_xdata(), tracker.epochs)
-            assert f"KL at the end: {tracker.kl[name][-1]:.3g}" in lower.get_label()
             assert upper.get_color() != lower.get_color() and upper.get_linestyle() == lower.get_linestyle()
         assert len(ax.figure.axes) == 1, "one scale, so that the distance is nats"
         assert line(ax, "E[log p(x | z)], training").get_linestyle() != upper.get_linestyle()
@@ -120,6 +142,21 @@ class TestElboTerms:
     def test_first_epochs_do_not_stretch_the_axis_and_are_mentioned(self):
         ax = plot_elbo_terms(make_tracker())
         assert ax.get_ylim()[0] > -200 and "below the axis" in ax.texts[0].get_text()
+
+    def test_the_legend_tells_terms_by_colour_and_data_by_dash(self):
+        tracker = make_tracker(names=("training", "held-out", "elsewhere"))
+        ax = plot_elbo_terms(tracker)
+        ends = [f"{tracker.kl[name][-1]:.3g}" for name in tracker.data]
+        assert legend(ax) == ["E[log p(x | z)]", "KL(q || p)", "ELBO"]
+        assert ax.get_legend().get_title().get_text() == (
+            f"KL at the end: {ends[0]} (training, solid), {ends[1]} (held-out, dashed),\n{ends[2]} (elsewhere, dotted)"
+        )
+        upper, _, lower = ax.get_legend().legend_handles
+        for term, handle in (("E[log p(x | z)]", upper), ("ELBO", lower)):
+            assert handle.get_color() == line(ax, f"{term}, held-out").get_color()
+        assert [line(ax, f"ELBO, {name}").get_linestyle() for name in tracker.data] == ["-", "--", ":"]
+        alone = plot_elbo_terms(make_tracker(names=("training",))).get_legend().get_title().get_text()
+        assert alone == f"KL at the end: {ends[0]}"
 
     @pytest.mark.parametrize("num_epochs", [1, 3])
     def test_a_short_run_without_held_out_data(self, num_epochs):
@@ -193,7 +230,8 @@ class TestGapHistogram:
 
     def test_equal_gaps_are_drawn(self):
         gaps = make_gaps(5, amortization=0.0)
-        assert plot_gap_histogram({"SVI": gaps}).patches
+        outline = plot_gap_histogram({"SVI": gaps}).patches[-1].get_xy()
+        assert outline[:, 1].max() == 100 and outline[:, 0].min() < 0 < outline[:, 0].max()
 
     def test_outlines_are_told_apart_by_colour_and_dash(self):
         ax = plot_gap_histogram({"SVI": make_gaps(50), "EM": make_gaps(40)})
@@ -225,6 +263,10 @@ class TestGapScatter:
         gaps.amortization_gap_se[:] = torch.nan
         plot_gap_scatter({"SVI": gaps}).figure.canvas.draw()
 
+    def test_of_many_no_two_look_alike(self):
+        ax = plot_gap_scatter({f"seed {seed}": make_gaps(2) for seed in range(20)})
+        assert len({(points.lines[0].get_color(), points.lines[0].get_marker()) for points in ax.containers}) == 20
+
 
 class TestComparison:
     def test_bars_are_the_squared_errors(self):
@@ -254,7 +296,15 @@ class TestComparison:
         texts = {text.get_text(): text.xy[1] for text in ax.texts}
         assert texts["no density"] == 0 and "−130" in "".join(texts)
         assert [dot.lines[0].get_marker() for dot in dots] == ["s", "o"], "FA's noise is of another form"
-        assert legend(ax) == ["noise of another form: see the table"]
+        assert legend(ax) == ["linear", "with hidden layers", "noise of another form"]
+
+    def test_networks_are_told_from_linear_models_in_gray_print_too(self):
+        comparison = make_comparison()
+        assert [bar.get_hatch() or "" for bar in plot_squared_error(comparison).patches] == ["", "", "////"]
+        linear, network = (container.lines[0] for container in plot_log_p(comparison).containers)
+        assert linear.get_markerfacecolor() != "white" == network.get_markerfacecolor()
+        without = dataclasses.replace(comparison, models=comparison.models[:1])
+        assert legend(plot_squared_error(without)) == ["linear"] and plot_log_p(without).get_legend() is None
 
     def test_panels_share_the_models(self):
         left, right = plot_comparison(make_comparison())
@@ -299,6 +349,7 @@ PICTURES = {
     "traversals": lambda ax: plot_traversals(X[None], (2, 3), ax=ax),
     "traversals as lines": lambda ax: plot_traversals(X[None], ax=ax),
     "ranks": lambda ax: plot_ranks(make_calibration(["U"]), "z[0]", ax=ax),
+    "differences": lambda ax: plot_differences({"laplace": make_difference()}, ax=ax),
     "rank differences": lambda ax: plot_rank_differences(make_calibration(["U"]), ax=ax),
 }
 
@@ -314,6 +365,25 @@ def test_draws_on_the_axes_given_or_on_one_new_figure_and_leaves_settings_alone(
         assert dict(matplotlib.rcParams) == before
     new.figure.savefig(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+# Each is of so few that half numbers would fit between, too.
+COUNTED = {
+    "epochs": lambda: plot_elbo({"SVI": make_fit(3, best_epoch=None)}),
+    "epochs of terms": lambda: plot_elbo_terms(make_tracker(3)),
+    "datapoints": lambda: plot_pareto_k({"IWAE": make_evidence([0.1, 0.9, 0.3])}),
+    "dimensions by rank": lambda: plot_kl_per_dim({"SVI": make_surgery(), "EM": make_surgery()}),
+    "ranks": lambda: plot_ranks(make_calibration(["U"]), "z[0]"),
+    "values of draws": lambda: plot_samples(X[:, :3]),
+    "values of rows": lambda: plot_reconstructions(X[:, :3], X[:, :3]),
+    "values along a way": lambda: plot_traversals(X[None, :, :3]),
+}
+
+
+@pytest.mark.parametrize("picture", COUNTED.values(), ids=COUNTED)
+def test_what_is_counted_has_ticks_at_whole_numbers(picture):
+    ticks = picture().get_xticks()
+    assert len(ticks) > 1 and (ticks == ticks.round()).all()
 
 
 @pytest.mark.parametrize("name", [name for name in plots.__all__ if name.startswith("plot_")])
@@ -346,6 +416,8 @@ BAD = {
     "no columns": (lambda: plot_samples(np.ones((2, 6)), (2, 3), num_columns=0), "num_columns: expected"),
     "unequal shapes": (lambda: plot_reconstructions(np.ones((2, 6)), np.ones((3, 6)), (2, 3)), "mean: expected"),
     "manifold not square": (lambda: plot_manifold(np.ones((2, 3, 6)), (2, 3)), "images: expected"),
+    "no manifold": (lambda: plot_manifold(np.ones((0, 0, 6)), (2, 3)), "images: expected"),
+    "manifold of NaN": (lambda: plot_manifold(np.full((2, 2, 6), np.nan), (2, 3)), "images: expected values"),
     "grid": (lambda: plot_manifold(np.ones((2, 2, 6)), (2, 3), grid=[0.0]), "grid: expected"),
     "three dimensions": (lambda: plot_latent(np.ones((4, 3))), "z: expected"),
     "labels": (lambda: plot_latent(np.ones((4, 2)), [1]), "labels: expected"),
@@ -378,10 +450,13 @@ BAD = {
     "no such dimension": (lambda: plot_aggregate(X, X, dims=[6]), "dims: expected"),
     "no dimension": (lambda: plot_aggregate(X, X, dims=[]), "dims: expected"),
     "ways of a matrix": (lambda: plot_interpolations(X, (2, 3)), "x: expected shape"),
+    "ways of NaN": (lambda: plot_traversals(np.full((1, 2, 6), np.nan)), "x: expected values"),
     "ways image shape": (lambda: plot_interpolations(X[None], (2, 2)), "image_shape: expected 6"),
     "steps": (lambda: plot_traversals(X[None], (2, 3), steps=[0.0]), r"steps: expected shape \(5,\)"),
     "names": (lambda: plot_traversals(X[None], (2, 3), names=["a", "b"]), "names: expected 1"),
     "unknown quantity": (lambda: plot_ranks(make_calibration(["U"]), "z[1]"), r"quantity: expected one of z\[0\]"),
+    "no differences": (lambda: plot_differences({}), "differences: expected"),
+    "differences without names": (lambda: plot_differences([make_difference()]), "differences: expected.*got list"),
     "bins of ranks": (lambda: plot_ranks(make_calibration(["U"]), "z[0]", bins=21), "bins: expected 1 to 20"),
 }
 

@@ -52,7 +52,8 @@ class TestImages:
         gappy = self.x.astype(float)
         gappy[0, 0] = np.nan
         ax = plot_reconstructions(gappy, self.x, (2, 3))
-        assert ax.get_images()[0].get_clim() == (1, 29)
+        assert ax.get_images()[0].get_clim() == (1, 29) and ax.get_xlabel().endswith("; pale blue: missing")
+        assert plot_reconstructions(self.x, gappy, (2, 3)).get_xlabel().endswith("; pale blue: missing")
 
     def test_samples_fill_a_square(self):
         image = shown_image(plot_samples(self.x, (2, 3)))
@@ -68,6 +69,16 @@ class TestImages:
         np.testing.assert_array_equal(dots, self.x[0])
         np.testing.assert_array_equal(fitted, self.x[0] / 2)
         np.testing.assert_allclose(ax.get_lines()[2].get_ydata() - ax.get_yticks()[1], self.x[1])
+
+    @pytest.mark.parametrize("shift", [-200.0, 100.0])
+    def test_ticks_of_values_far_from_zero_lie_at_their_rows(self, shift):
+        x = self.x + shift
+        for ax in (plot_reconstructions(x, x), plot_traversals(x[:, None])):
+            lowest = f"{x.min():.3g}".replace("-", "\N{MINUS SIGN}")
+            assert ax.get_ylabel().endswith(f"\n(at its value {lowest}; 33.3 apart)")
+            np.testing.assert_allclose(ax.get_yticks(), x.min() - 33.35 * np.arange(5))
+            low, high = ax.get_ylim()
+            assert low > x.min() - 5 * 33.35 and high < x.max() + 33.35
 
     def test_manifold_lies_like_the_plane(self):
         # Three images per side, each constant: 10 i + j.

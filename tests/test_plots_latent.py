@@ -55,6 +55,12 @@ class TestKlPerDim:
         ax.figure.canvas.draw()
         assert "$z" not in "".join(label.get_text() for label in ax.get_xticklabels())
 
+    def test_the_legend_lies_on_no_line(self):
+        """Where all dimensions are used alike the line does not fall."""
+        ax = plot_kl_per_dim({"SVI": make_surgery((2.0, 2.0, 2.0))})
+        ax.figure.canvas.draw()
+        assert ax.get_legend().get_window_extent().y0 >= ax.bbox.y1
+
     def test_one_dimension_of_one_datapoint(self):
         ax = plot_kl_per_dim({"SVI": make_surgery((2.0,), (0.5,), num_data=1)})
         np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [2.0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from plot_records import legend, line, make_calibration, make_evidence, make_gaps
+from plot_records import legend, line, make_calibration, make_difference, make_evidence, make_gaps
 
-from pyro_vae.plots import plot_pareto_k, plot_rank_differences, plot_ranks
+from pyro_vae.plots import plot_differences, plot_pareto_k, plot_rank_differences, plot_ranks
 from pyro_vae.plots.calibration import _quantile
 
 
@@ -81,11 +81,60 @@ class TestRankDifferences:
         band = ax.collections[0].get_paths()[0].vertices[:, 1]
         assert band.min() == pytest.approx(float(calibration.lower.min()))
         assert band.max() == pytest.approx(float(calibration.upper.max()))
+        assert ax.get_legend().get_title().get_text() == ""
         assert legend(ax)[0] == "where all lines of an exact guide lie, with probability 0.95"
 
     def test_of_many_the_furthest_from_uniform(self):
         ax = plot_rank_differences(make_calibration(["uniform"] * 3 + ["low"] + ["uniform"] * 3 + ["U"]))
         names = [name.split(":")[0] for name in legend(ax)[1:]]
+        assert ax.get_legend().get_title().get_text() == "the 6 of 8 quantities that are furthest from uniform"
         assert len(names) == 6 and {"z[3]", "z[7]"} < set(names) and names == sorted(names)
         looks = {(drawn.get_color(), str(drawn.get_linestyle())) for drawn in ax.get_lines()[:6]}
         assert len(looks) == 6
+
+
+class TestDifferences:
+    def bars(self, ax):
+        """Ends of the bars of each kind, and the height at which each lies, by label."""
+        return {bars.get_label(): bars.lines[2][0].get_segments() for bars in ax.containers}
+
+    def test_rows_are_the_records_the_first_at_the_top(self):
+        first, second = make_difference(), make_difference("flow", (-0.6, -0.4), mean=-0.5, se=0.2, seed_se=np.nan)
+        ax = plot_differences({one.title: one for one in (first, second)})
+        means = ax.get_lines()[-1]
+        np.testing.assert_allclose(means.get_xdata(), [0.3, -0.5])
+        top, bottom = means.get_ydata()
+        assert top < bottom and ax.get_ylim()[0] > bottom > top > ax.get_ylim()[1]
+        names = {text.get_text(): text.xy[1] for text in ax.texts}
+        assert names["prior: laplace - normal"] < top < names["prior: flow - normal"] < bottom
+        drawn = self.bars(ax)
+        over_data = drawn["± se, datapoints"]
+        np.testing.assert_allclose([bar[:, 0] for bar in over_data], [[0.2, 0.4], [-0.7, -0.3]])
+        np.testing.assert_allclose([bar[:, 1] for bar in over_data], [[top, top], [bottom, bottom]])
+        (over_seeds,) = drawn["± seed_se, training seeds"]
+        np.testing.assert_allclose(over_seeds[:, 0], [0.18, 0.42])
+        rings = line(ax, "one seed")
+        np.testing.assert_allclose(rings.get_xdata(), [0.1, 0.3, 0.5, -0.6, -0.4])
+        # Three of the first row, then two of the second; beside its bars, not on them.
+        shifts = rings.get_ydata() - np.repeat([top, bottom], [3, 2])
+        assert len(set(shifts.round(9))) == 1 and shifts[0] < 0 < over_seeds[0, 1] - top
+
+    def test_one_seed_has_no_rings_and_no_error_over_seeds(self):
+        ax = plot_differences({"laplace": make_difference(by_seed=(0.3,), seed_se=np.nan)})
+        assert legend(ax) == ["± se, datapoints"]
+        nothing = plot_differences({"one datapoint": make_difference(by_seed=(0.3,), se=np.nan, seed_se=np.nan)})
+        assert nothing.get_legend() is None
+        nothing.figure.canvas.draw()
+
+    def test_a_long_name_is_broken_and_has_room_above_its_row(self):
+        place = {"likelihood": "zero-inflated negative binomial", "decoder": "mlp(hidden=64-32)", "seed": "0"}
+        long, short = make_difference(elsewhere=place), make_difference()
+        ax = plot_differences({one.title: one for one in (long, short)})
+        broken, whole = ax.texts
+        assert broken.get_text().replace("\n", " ") == long.title and broken.get_text().count("\n") == 1
+        assert "\n" not in whole.get_text()
+        ax.figure.canvas.draw()
+        first, second = ax.get_lines()[-1].get_ydata()
+        highest_rings = line(ax, "one seed").get_ydata().min()
+        edges = [ax.transData.inverted().transform(text.get_window_extent())[:, 1] for text in ax.texts]
+        assert max(edges[0]) < highest_rings < first < min(edges[1]) and max(edges[1]) < second

@@ -10,7 +10,8 @@ from study_records import made_up, results_of
 
 from pyro_vae import open_run
 from pyro_vae.cli import main
-from pyro_vae.report import open_folder, plot_differences, write_report
+from pyro_vae.plots import plot_differences
+from pyro_vae.report import open_folder, write_report
 from pyro_vae.report.page import number_table, page, warnings_of, word_table
 from pyro_vae.report.run import plain_words
 from pyro_vae.report.study import study_page
@@ -182,29 +183,16 @@ class TestStudy:
         del results.cells[2:]
         assert "these fits only" in text_of(study_page(results))
         differences, _ = results.comparisons()
-        (said,) = [text.get_text() for text in plot_differences(differences).get_legend().get_texts()]
+        (said,) = [
+            text.get_text()
+            for text in plot_differences({one.title: one for one in differences}).get_legend().get_texts()
+        ]
         assert said == "± se, datapoints"
 
     def test_nothing_is_done_yet(self, results):
         nothing = results_of({"seed": [0, 1]}, {}, folder=results.folder, num_open=2)
         seen = text_of(study_page(nothing))
         assert "No cell is done yet" in seen and "2 of 2 cells are not done" in seen
-
-    def test_the_picture_has_every_difference_with_both_bars(self, results):
-        differences, _ = results.comparisons()
-        ax = plot_differences(differences)
-        (one,) = differences
-        bars = [line.get_xdata() for line in ax.get_lines()]
-        assert any(
-            len(x) == 2 and list(x) == pytest.approx([one.mean - one.se, one.mean + one.se])
-            for x in bars
-            if len(x) == 2
-        )
-        assert any(sorted(x) == pytest.approx(sorted(one.by_seed.values())) for x in bars if len(x) == 3)
-        (segments,) = [collection.get_segments() for collection in ax.collections]
-        assert segments[0][:, 0].tolist() == pytest.approx([one.mean - one.seed_se, one.mean + one.seed_se])
-        with pytest.raises(ValueError, match="expected at least one"):
-            plot_differences([])
 
 
 class TestFolder:

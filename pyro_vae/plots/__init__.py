@@ -8,6 +8,7 @@ for pictures that go beside these.
 from pyro_vae.plots._style import COLORS, STYLE
 from pyro_vae.plots.calibration import plot_rank_differences, plot_ranks
 from pyro_vae.plots.comparison import plot_comparison, plot_log_p, plot_squared_error
+from pyro_vae.plots.differences import plot_differences
 from pyro_vae.plots.evidence import plot_pareto_k
 from pyro_vae.plots.gaps import plot_gap_histogram, plot_gap_scatter, plot_gaps, plot_worst
 from pyro_vae.plots.images import plot_manifold, plot_reconstructions, plot_samples
@@ -22,6 +23,7 @@ __all__ = [
     "STYLE",
     "plot_aggregate",
     "plot_comparison",
+    "plot_differences",
     "plot_elbo",
     "plot_elbo_terms",
     "plot_gap_histogram",

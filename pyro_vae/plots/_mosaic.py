@@ -22,9 +22,13 @@ def matrix(name: str, values: Array) -> np.ndarray:
     array = to_numpy(values)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"{name}: expected shape (N, P) with at least one datapoint; got {array.shape}.")
+    require_values(name, array)
+    return array
+
+
+def require_values(name: str, array: np.ndarray) -> None:
     if array.dtype.kind == "f" and np.isnan(array).all():
         raise ValueError(f"{name}: expected values; got NaN everywhere. Leave out what was not observed at all.")
-    return array
 
 
 def as_images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:

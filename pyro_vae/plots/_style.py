@@ -10,6 +10,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 Array = Tensor | np.ndarray
@@ -19,8 +21,9 @@ T = TypeVar("T")
 # Okabe & Ito (2008): told apart under every common colour blindness. In gray print some are alike, so whatever a colour
 # tells is told by a marker, a dash or a place as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "o^sDvP"
+MARKERS = "o^sDvPX"  # One more than colours, so that the seventh of several looks unlike the first.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+DASH_WORDS = ("solid", "dashed", "dotted", "dash-dotted")
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -70,6 +73,11 @@ def cycle(looks: Sequence[T]) -> Iterator[T]:
 def above(num_columns: int) -> dict[str, Any]:
     """A legend above the Axes, where no bar can reach it."""
     return {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": num_columns}
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks at whole numbers only, for what has no halves: an epoch, a rank, an index."""
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def minus(text: str) -> str:

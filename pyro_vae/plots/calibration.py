@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from inference.results import Calibration
-from pyro_vae.plots._style import COLORS, DASHES, above, cycle, drawing, to_numpy
+from pyro_vae.plots._style import COLORS, DASHES, above, cycle, drawing, to_numpy, whole_ticks
 
 __all__ = ["plot_rank_differences", "plot_ranks"]
 
@@ -35,7 +35,7 @@ def plot_ranks(calibration: Calibration, quantity: str, *, bins: int | None = No
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes. The band holds each bar by itself with probability 0.99.
+        The Axes. The band holds each bar by itself with a probability of 0.99 or a little more: counts are whole.
 
     Raises:
         ValueError: there is no such quantity, or ranks cannot be put into so many bins.
@@ -77,6 +77,7 @@ def plot_ranks(calibration: Calibration, quantity: str, *, bins: int | None = No
         ax.axhline(1.0, color="black", linewidth=0.9, label="uniform")
         ax.set(xlabel=f"rank of the true {quantity} among {calibration.num_draws} draws")
         ax.set(ylabel="share of ranks / uniform share", xlim=(-0.5, num_ranks - 0.5))
+        whole_ticks(ax.xaxis)
         ax.legend(**above(2))
         ax.grid(visible=False, axis="x")
     return ax
@@ -85,7 +86,7 @@ def plot_ranks(calibration: Calibration, quantity: str, *, bins: int | None = No
 def plot_rank_differences(calibration: Calibration, *, ax: Axes | None = None) -> Axes:
     """The distribution of ranks less the uniform one, a line a quantity, with the band that holds all of them.
 
-    Of many quantities the six furthest from uniform are drawn.
+    Of many quantities the six furthest from uniform are drawn, and the legend says of how many.
 
     Args:
         calibration: what `sbc` returns.
@@ -119,7 +120,11 @@ def plot_rank_differences(calibration: Calibration, *, ax: Axes | None = None) -
             ax.plot(share, difference[t], color=color, linestyle=dash, label=name)
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel="rank / number of ranks", ylabel="share of ranks below,\nless the uniform share", xlim=(0, 1))
-        ax.legend(**above(1))
+        total = len(calibration.names)
+        title = (
+            f"the {len(furthest)} of {total} quantities that are furthest from uniform" if total > MOST_LINES else None
+        )
+        ax.legend(title=title, title_fontsize=8, **above(1))
     return ax
 
 
@@ -128,14 +133,14 @@ def _verdict(shape: str) -> str:
     return "not uniform" if shape.startswith("neither") else shape.split(": ")[-1].split("; ")[-1]
 
 
-def _quantile(probability: float, num_draws: int, share: float) -> int:
-    """The least count that a binomial number reaches with this probability."""
+def _quantile(probability: float, num_ranks: int, share: float) -> int:
+    """The least count that Bin(num_ranks, share) exceeds with a probability of at most 1 - `probability`."""
     if share >= 1:
-        return num_draws
+        return num_ranks
     total = 0.0
-    for count in range(num_draws + 1):
-        ways = math.lgamma(num_draws + 1) - math.lgamma(count + 1) - math.lgamma(num_draws - count + 1)
-        total += math.exp(ways + count * math.log(share) + (num_draws - count) * math.log1p(-share))
+    for count in range(num_ranks + 1):
+        ways = math.lgamma(num_ranks + 1) - math.lgamma(count + 1) - math.lgamma(num_ranks - count + 1)
+        total += math.exp(ways + count * math.log(share) + (num_ranks - count) * math.log1p(-share))
         if total >= probability:
             return count
-    return num_draws
+    return num_ranks

@@ -7,15 +7,21 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from pyro_vae.comparison import Compared, Comparison
 from pyro_vae.plots._style import COLORS, above, drawing, minus, styled
 
 __all__ = ["plot_comparison", "plot_log_p", "plot_squared_error"]
 
-# Linear models in one colour, networks in the other.
 _LINEAR = ("PCA", "pPCA", "FA", "linear VAE")
+# Linear models, and networks: told apart in gray print by hatches, and by dots that are hollow.
+_KINDS = {"linear": COLORS[0], "with hidden layers": COLORS[1]}
+_HATCHES = {"linear": "", "with hidden layers": "////"}
+_FILLS = {"linear": COLORS[0], "with hidden layers": "white"}
 
 
 def plot_squared_error(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
@@ -43,17 +49,18 @@ def plot_squared_error(comparison: Comparison, *, ax: Axes | None = None) -> Axe
         [3.0, 4.0]
         >>> plt.close(ax.figure)
     """
-    with drawing(ax, (5.0, 2.9)) as ax:
+    with drawing(ax, (5.0, _height(comparison))) as ax:
         rows = [model.summary()["squared_error"] for model in comparison.models]
         means, errors = [row["mean"] for row in rows], [row["se"] for row in rows]
         _models(ax, comparison.models)
-        colors = [_color(model.name) for model in comparison.models]
-        ax.barh(range(len(means)), means, 0.66, xerr=errors, color=colors, error_kw={"elinewidth": 1.1, "capsize": 3})
+        kinds = [_kind(model) for model in comparison.models]
+        look: dict[str, Any] = {"color": [_KINDS[kind] for kind in kinds], "hatch": [_HATCHES[kind] for kind in kinds]}
+        look |= {"edgecolor": "white", "linewidth": 0, "error_kw": {"elinewidth": 1.1, "capsize": 3}}
+        ax.barh(range(len(means)), means, 0.66, xerr=errors, **look)
         _write(ax, means, errors, lambda mean: f"{mean:.3g}", from_zero=True)
         ax.set_xlabel("squared error of the reconstruction,\nmean over data values (lower is better)")
-        for color, label in zip(COLORS, ("linear", "with hidden layers"), strict=False):
-            ax.plot([], [], "s", color=color, markersize=6, label=label)
-        ax.legend(**above(2))
+        known = [kind for kind in _KINDS if kind in kinds]
+        _legend(ax, [Patch(fc=_KINDS[kind], hatch=_HATCHES[kind], ec="white", lw=0, label=kind) for kind in known])
     return ax
 
 
@@ -65,7 +72,8 @@ def plot_log_p(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes, with one dot a model; where there is no density the row says so.
+        The Axes, with one dot a model; where there is no density the row says so. A square is a model whose noise is of
+        another form, which its `mark` names.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -82,9 +90,9 @@ def plot_log_p(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
         ['no density', 'no density']
         >>> plt.close(ax.figure)
     """
-    with drawing(ax, (5.0, 2.9)) as ax:
+    with drawing(ax, (5.0, _height(comparison))) as ax:
         _models(ax, comparison.models)
-        means, errors = [], []
+        means, errors, kinds = [], [], set()
         for position, model in enumerate(comparison.models):
             row = model.summary()["log_p"]
             means.append(np.nan if row is None else row["mean"])
@@ -93,14 +101,20 @@ def plot_log_p(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
                 words: dict[str, Any] = {"fontsize": 8, "color": "#666666", "va": "center", "ha": "center"}
                 ax.annotate("no density", (0.5, position), xycoords=("axes fraction", "data"), **words)
                 continue
-            style: dict[str, Any] = {"color": _color(model.name), "markersize": 7, "capsize": 3, "elinewidth": 1.1}
+            kind = _kind(model)
+            kinds.add(kind)
+            style: dict[str, Any] = {"color": _KINDS[kind], "markerfacecolor": _FILLS[kind], "markersize": 7}
+            style |= {"capsize": 3, "elinewidth": 1.1}
             ax.errorbar(means[-1], position, xerr=errors[-1], fmt="s" if model.mark else "o", **style)
         _write(ax, means, errors, lambda mean: minus(f"{mean:.1f}"), from_zero=False)
         ax.margins(x=0.16)
         ax.set_xlabel("log p(x) of test data,\nnats per datapoint (higher is better)")
+        known = [kind for kind in _KINDS if kind in kinds]
+        dots = [Line2D([], [], c=_KINDS[kind], mfc=_FILLS[kind], marker="o", ls="none", label=kind) for kind in known]
         if any(model.mark and model.log_p is not None for model in comparison.models):
-            ax.plot([], [], "s", color="#333333", markersize=5, label="noise of another form: see the table")
-            ax.legend(**above(1))
+            square: dict[str, Any] = {"color": "#333333", "marker": "s", "markersize": 5, "linestyle": "none"}
+            dots.append(Line2D([], [], label="noise of another form", **square))
+        _legend(ax, dots)
     return ax
 
 
@@ -112,7 +126,8 @@ def plot_comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = Non
         axes: two Axes to draw on; default: a new figure.
 
     Returns:
-        The two Axes.
+        The two Axes. Models are scored on the same datapoints: of two whose bars overlap the difference may still be
+        sure, as `paired_difference` tells.
 
     Raises:
         ValueError: `axes` are not two.
@@ -136,8 +151,8 @@ def plot_comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = Non
         raise ValueError(f"axes: expected two Axes, one a panel; got {len(axes)}.")
     with styled():
         if axes is None:
-            figure, axes = plt.subplots(1, 2, figsize=(8.4, 0.9 + 0.36 * len(comparison.models)), sharey=True)
-            title = f"{comparison.data}, D = {comparison.num_latents}, N = {comparison.num_data}; bars: ± 1 se over x"
+            figure, axes = plt.subplots(1, 2, figsize=(8.4, 0.3 + _height(comparison)), sharey=True)
+            title = f"{comparison.data}, D = {comparison.num_latents}, N = {comparison.num_data}"
             figure.suptitle(title, fontsize=10)
         left, right = axes
         plot_squared_error(comparison, ax=left)
@@ -151,8 +166,17 @@ def _models(ax: Axes, models: Sequence[Compared]) -> None:
     ax.grid(visible=False, axis="y")
 
 
-def _color(name: str) -> str:
-    return COLORS[0] if name in _LINEAR else COLORS[1]
+def _height(comparison: Comparison) -> float:
+    return 1.4 + 0.3 * len(comparison.models)
+
+
+def _kind(model: Compared) -> str:
+    return "linear" if model.name in _LINEAR else "with hidden layers"
+
+
+def _legend(ax: Axes, handles: Sequence[Artist]) -> None:
+    if handles:
+        ax.legend(handles=handles, title="error bars: ± 1 se over datapoints", title_fontsize=8, **above(2))
 
 
 def _write(

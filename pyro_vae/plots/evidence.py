@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from inference.results import Evidence, Gaps
-from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, drawing, require_some, to_numpy
+from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, drawing, require_some, to_numpy, whole_ticks
 
 __all__ = ["plot_pareto_k"]
 
@@ -73,6 +72,6 @@ def plot_pareto_k(records: Mapping[str, Evidence | Gaps], *, ax: Axes | None = N
         # Both limits on the axis, however good the weights.
         ax.set_ylim(low, max(high, highest + 0.1))
         ax.set(xlabel="datapoint (index)", ylabel=r"Pareto $\hat k$")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        whole_ticks(ax.xaxis)
         ax.legend(**above(1))
     return ax

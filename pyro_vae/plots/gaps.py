@@ -32,7 +32,7 @@ __all__ = ["plot_gap_histogram", "plot_gap_scatter", "plot_gaps", "plot_worst"]
 Term = Literal["approximation_gap", "amortization_gap", "inference_gap"]
 ErrorKind = Literal["se", "mc_se"]
 
-_GAP_COLORS = {"approximation_gap": "#56B4E9", "amortization_gap": "#D55E00", "inference_gap": "#333333"}
+_GAP_COLORS = {"approximation_gap": COLORS[5], "amortization_gap": COLORS[1], "inference_gap": "#333333"}
 _ERRORS = {"se": "another sample of datapoints", "mc_se": "another seed of the measurement"}
 
 
@@ -117,7 +117,8 @@ def plot_gap_histogram(
 ) -> Axes:
     """How one gap spreads over datapoints, one outline a model, on common bins, with the mean of each.
 
-    Values below zero are Monte Carlo noise: they are shown, not clipped.
+    Values below zero are shown, not clipped: they are Monte Carlo noise or, of the approximation and the inference gap,
+    where log p(x) was estimated too low.
 
     Args:
         gaps: `{name: Gaps}`.
@@ -161,7 +162,7 @@ def plot_gap_histogram(
             ax.axvline(mean, color=color, linestyle=dash, linewidth=1.2)
         ax.axvline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel=f"{words(term)} of a datapoint (nats)", ylabel="% of datapoints")
-        ax.legend(loc="upper right", title="vertical lines: means", title_fontsize=8)
+        ax.legend(title="vertical lines: means", title_fontsize=8, **above(min(len(gaps), 2)))
     return ax
 
 
@@ -283,7 +284,7 @@ def plot_worst(
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(np.arange(len(strips)) * (height + gap) + (height - 1) / 2, ["x", *means])
         ax.set_xticks(np.arange(len(worst)) * (width + gap) + (width - 1) / 2, labels)
-        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, images[0], ink=ink)}")
+        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, np.concatenate(images), ink=ink)}")
     return ax
 
 

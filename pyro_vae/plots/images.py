@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, require_values, scale_note, show, tile
 from pyro_vae.plots._ridges import ridges, ridges_size
-from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy
+from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy, whole_ticks
 
 __all__ = ["plot_manifold", "plot_reconstructions", "plot_samples"]
 
@@ -24,7 +24,7 @@ def plot_reconstructions(
     ink: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Originals above their reconstructions, on one gray scale.
+    """Originals above their reconstructions, on the gray scale of the originals.
 
     Args:
         x: (N, P) originals.
@@ -73,7 +73,7 @@ def plot_reconstructions(
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(starts + (originals.shape[1] - 1) / 2, ["original", "reconstruction"] * (len(strips) // 2))
-        ax.set_xlabel(scale_note(limits, originals, ink=ink))
+        ax.set_xlabel(scale_note(limits, np.concatenate([originals, reconstructed]), ink=ink))
     return ax
 
 
@@ -119,6 +119,7 @@ def plot_samples(
                 LineCollection(lines, colors=COLORS[0], linewidths=0.9, alpha=max(0.15, min(1.0, 8 / len(x))))
             )
             ax.autoscale_view()
+            whole_ticks(ax.xaxis)
             ax.set(xlabel="index of the data value", ylabel="data value", title=f"{len(x)} draws, one line each")
         return ax
     images = as_images("x", x, image_shape)
@@ -166,13 +167,14 @@ def plot_manifold(
         >>> plt.close(ax.figure)
     """
     values = to_numpy(images)
-    if values.ndim != 3 or values.shape[0] != values.shape[1]:
+    if values.ndim != 3 or values.shape[0] != values.shape[1] or not values.size:
         raise ValueError(f"images: expected shape (n, n, P), one decoded datapoint a grid point; got {values.shape}.")
+    require_values("images", values)
     n = len(values)
     ticks = None if grid is None else to_numpy(grid)
     if ticks is not None and ticks.shape != (n,):
         raise ValueError(f"grid: expected shape ({n},), the latent values of one axis; got {ticks.shape}.")
-    limits = (float(values.min()), float(values.max()))
+    limits = (float(np.nanmin(values)), float(np.nanmax(values)))
     with drawing(ax, (5.0, 5.0)) as ax:
         if image_shape is None:
             span = (limits[1] - limits[0]) or 1.0

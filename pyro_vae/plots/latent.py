@@ -12,7 +12,8 @@ from pyro_vae.plots._style import COLORS, Array, above, drawing, to_numpy
 
 __all__ = ["plot_aggregate", "plot_latent"]
 
-# Ten classes are more than colour alone can tell apart: the markers tell too, and short labels are their own markers.
+# Okabe and Ito's, and three darker ones: no two nearer to each other, to a deuteranope or a protanope, than some of
+# those. Ten are more than colour alone can tell apart: the markers tell too, and short labels are their own markers.
 CLASS_COLORS = (
     "#0072B2",
     "#E69F00",
@@ -21,9 +22,9 @@ CLASS_COLORS = (
     "#56B4E9",
     "#CC79A7",
     "#000000",
-    "#832db6",
-    "#a96b59",
-    "#94a4a2",
+    "#332288",
+    "#5c3d00",
+    "#882255",
 )
 CLASS_MARKERS = "os^vDP<>X*"
 # The colours of prior and aggregate posterior, and how many dimensions are shown unless asked for.
@@ -86,9 +87,9 @@ def plot_aggregate(
 ) -> Axes:
     """The prior against the aggregate posterior, the mean of q(z | x) over datapoints: two halves a dimension.
 
-    Where the halves differ, draws from the prior decode to what no datapoint looks like, or the prior could fit better.
-    Heavy tails do not stretch the axis: it goes twice as far from the median as the middle 90 % of the draws, which is
-    all of a normal distribution, and a note says how much lies beyond.
+    The prior is on the left. Where the halves differ, draws from it decode to what no datapoint looks like, or it could
+    fit better. Heavy tails do not stretch the axis: it goes twice as far from the median as the middle 90 % of the
+    draws, which is all of a normal distribution, and a note says how much lies beyond.
 
     Args:
         prior: (S, D) draws of p(z).
@@ -97,7 +98,7 @@ def plot_aggregate(
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes. Widths are densities, on one scale for both halves of a dimension, of draws on the axis.
+        The Axes. Widths are densities, on one scale for both halves of a dimension; what lies beyond the axis counts.
 
     Raises:
         ValueError: the draws are not (S, D) and (M, D), not finite, or `dims` names a dimension that there is not.

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
-from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, scale_note, show, tile
+from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, require_values, scale_note, show, tile
+from pyro_vae.plots._ridges import name_rows
 from pyro_vae.plots._style import COLORS, Array, drawing, minus, to_numpy
 
 __all__ = ["plot_interpolations", "plot_traversals"]
@@ -100,6 +101,7 @@ def _ways(x: Array) -> np.ndarray:
     values = to_numpy(x)
     if values.ndim != 3 or not values.size:
         raise ValueError(f"x: expected shape (R, T, P), one decoded datapoint a step of each way; got {values.shape}.")
+    require_values("x", values)
     return values
 
 
@@ -116,16 +118,15 @@ def _draw(
     num_ways, num_steps, num_values = values.shape
     if image_shape is None:
         with drawing(ax, (6.0, min(8.0, 0.8 + 0.6 * num_ways))) as ax:
-            spacing = 1.15 * float(np.nanmax(values) - np.nanmin(values)) or 1.0
+            spacing = name_rows(ax, labels, what, values)
             index = np.arange(num_values)
             shades = [to_rgba(COLORS[0], alpha) for alpha in np.linspace(1.0, 0.2, num_steps)]
             for way, rows in enumerate(values):
                 lines = [np.column_stack([index, row - way * spacing]) for row in rows]
                 ax.add_collection(LineCollection(lines, colors=shades, linewidths=1.1))
             ax.autoscale_view()
-            ax.set_yticks(-np.arange(num_ways) * spacing, labels)
             first, last = (ticks[step] for step in (min(ticks), max(ticks)))
-            ax.set(xlabel=f"index of the data value; dark: {first}, light: {last}", ylabel=what)
+            ax.set_xlabel(f"index of the data value; dark: {first}, light: {last}")
         return ax
     images = as_images("x", values.reshape(num_ways * num_steps, num_values), image_shape)
     strips = [tile(images[way * num_steps :][:num_steps], num_steps) for way in range(num_ways)]

@@ -16,7 +16,8 @@ __all__ = ["plot_posterior"]
 
 # Contours enclose these shares of the mass, the outer first.
 MASSES = (0.9, 0.5)
-SHADES = ("#d9d9d9", "#a6a6a6")
+# Pale: to a deuteranope the third colour of a contour is a gray, too.
+SHADES = ("#e8e8e8", "#cccccc")
 # A share of q off the grid that a reader must know of.
 LEFT_OUT = 0.05
 
@@ -80,7 +81,7 @@ def plot_posterior(
             ax.contour(z1, z2, share.T, levels=level, colors=color, linewidths=(1.0, 1.7), linestyles=[dash])
             handles.append(Line2D([], [], color=color, linestyle=dash, linewidth=1.7, label=name))
         masses = " and ".join(f"{100 * mass:g} %" for mass in sorted(MASSES))
-        title: dict[str, Any] = {"title": f"contours: {masses} of the mass", "title_fontsize": 8}
+        title: dict[str, Any] = {"title": f"{masses} of the mass", "title_fontsize": 8}
         ax.legend(handles=handles, **title, **above(3 if len(handles) == 3 else min(len(handles), 2)))
         ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
         ax.set(**_window(z1, z2, np.any([share >= level[0] for share, level in zip(shares, levels, strict=True)], 0)))

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from inference.results import Surgery
-from pyro_vae.plots._style import COLORS, MARKERS, cycle, drawing, require_some, to_numpy
+from pyro_vae.plots._style import COLORS, MARKERS, above, cycle, drawing, require_some, to_numpy, whole_ticks
 
 __all__ = ["plot_kl_per_dim"]
 
@@ -57,7 +56,6 @@ def plot_kl_per_dim(surgeries: Mapping[str, Surgery], *, ax: Axes | None = None)
             )
         means[name] = to_numpy(surgery.kl_per_dim).mean(0)
     with drawing(ax, (6.0, 3.4)) as ax:
-        order = np.arange(0)
         for color, marker, (name, surgery) in zip(cycle(COLORS), cycle(MARKERS), surgeries.items(), strict=False):
             kl, active = means[name], to_numpy(surgery.active_units)
             order = np.argsort(-kl, kind="stable")
@@ -73,6 +71,6 @@ def plot_kl_per_dim(surgeries: Mapping[str, Surgery], *, ax: Axes | None = None)
         if len(surgeries) == 1 and len(order) <= MOST_NAMES:
             ax.set_xticks(np.arange(1, len(order) + 1), [f"$z_{{{dim + 1}}}$" for dim in order])
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.legend(loc="upper right")
+            whole_ticks(ax.xaxis)
+        ax.legend(**above(min(len(surgeries), 3)))
     return ax

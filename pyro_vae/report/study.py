@@ -7,7 +7,7 @@ from html import escape
 from shlex import quote
 
 from inference import Gaps
-from pyro_vae.report.forest import plot_differences
+from pyro_vae.plots import plot_differences
 from pyro_vae.report.page import (
     commands,
     details,
@@ -83,7 +83,7 @@ def _picture(differences: list[Difference]) -> str:
     caption = f"Dots: means {means}; bars: ± 1 standard error."
     if len(shown) < len(differences):
         caption += f" The first {MAX_ROWS} of {len(differences)} differences."
-    return drawing(plot_differences(shown), caption)
+    return drawing(plot_differences({one.title: one for one in shown}), caption)
 
 
 def _table(differences: list[Difference]) -> str:
