@@ -12,7 +12,6 @@ from pyro_vae import open_run
 from pyro_vae.cli import main
 from pyro_vae.report import open_folder, plot_differences, write_report
 from pyro_vae.report.page import number_table, page, warnings_of, word_table
-from pyro_vae.report.run import plain_words
 from pyro_vae.report.study import study_page
 
 SMALL = [
@@ -122,20 +121,6 @@ class TestRun:
         assert (folder / "results.nc").is_file()
         again, before = (open_run(one).vae.state_dict() for one in (folder, fitted))
         assert all(torch.equal(again[name], before[name]) for name in before)
-
-    @pytest.mark.parametrize(
-        ("note", "plain"),
-        [
-            (
-                "Warning: Pareto k > 0.7 at 12 of 1000: do not trust log p(x) there.",
-                "Pareto k > 0.7 for 12 of 1000 datapoints: do not trust log p(x) there.",
-            ),
-            ("Not converged: 3 of 20 searches for q*.", "Not converged: 3 of 20 searches for q*."),
-            ("Warning: one chain carries x at 3 of 20 datapoints.", "One chain carries x at 3 of 20 datapoints."),
-        ],
-    )
-    def test_warnings_in_plain_words(self, note, plain):
-        assert plain_words(note) == plain
 
     def test_a_warning_is_marked_as_one(self, measured, monkeypatch):
         k = torch.tensor([0.1] * 8 + [0.8, 0.9], dtype=torch.float64)

@@ -18,7 +18,7 @@ from pyro_vae.report.page import (
     warnings_of,
     word_table,
 )
-from pyro_vae.study import Difference, StudyResults
+from pyro_vae.study import Difference, Refusal, StudyResults
 from pyro_vae.study.differences import ENOUGH_SEEDS
 from pyro_vae.study.words import where, words
 
@@ -47,7 +47,7 @@ def study_page(results: StudyResults) -> str:
     return page(f"Study {results.folder.resolve().name}", subtitle, sections)
 
 
-def _findings(results: StudyResults, differences: list[Difference], refused: list[str]) -> str:
+def _findings(results: StudyResults, differences: list[Difference], refused: list[Refusal]) -> str:
     html = ""
     if results.num_open:
         told = f"{results.num_open} of {results.num_cells} cells are not done. To go on, with the study's file:"
@@ -55,8 +55,7 @@ def _findings(results: StudyResults, differences: list[Difference], refused: lis
     if results.failures:
         html += warnings_of([f"{len(results.failures)} of {results.num_cells} cells failed: see below."])
     notes = results.notes()
-    grave = [note for note in notes if note.startswith("Warning: ")]
-    html += warnings_of([*(note.removeprefix("Warning: ") for note in grave), *refused])
+    html += warnings_of([*(note.in_full for note in notes if note.is_grave), *map(str, refused)])
     if differences:
         html += paragraphs(["Differences of held-out log p(x), nats per datapoint; above 0 the first is the better."])
         html += _picture(differences) + _table(differences)
@@ -73,7 +72,7 @@ def _findings(results: StudyResults, differences: list[Difference], refused: lis
         html += paragraphs(["There is nothing to compare yet: no axis but the seed has cells at two values."])
     else:
         html += paragraphs(["No cell is done yet."])
-    return html + paragraphs((note for note in notes if note not in grave), pale=True)
+    return html + paragraphs((str(note) for note in notes if not note.is_grave), pale=True)
 
 
 def _picture(differences: list[Difference]) -> str:
