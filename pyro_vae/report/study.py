@@ -68,10 +68,12 @@ def _findings(results: StudyResults, differences: list[Difference], refused: lis
                 ],
                 pale=True,
             )
-    elif results.cells:
-        html += paragraphs(["There is nothing to compare yet: no axis but the seed has cells at two values."])
-    else:
+    elif not results.cells:
         html += paragraphs(["No cell is done yet."])
+    elif not refused:
+        html += paragraphs(
+            ["There is nothing to compare yet: no axis but the seed has cells at two values, all else equal."]
+        )
     return html + paragraphs((str(note) for note in notes if not note.is_grave), pale=True)
 
 
@@ -142,14 +144,16 @@ def _failures(results: StudyResults) -> str:
 
 def _settings(results: StudyResults) -> str:
     study = results.study
+    # What is an axis is not shared; a network is both of its halves.
+    axes = {*study["axes"], *(("decoder", "encoder") if "network" in study["axes"] else ())}
     shown = {
         "data": study["data"]["name_or_path"],
         **{f"axis {axis}": ", ".join(map(words, values)) for axis, values in study["axes"].items()},
-        **{kind: words(value) for kind, value in study["parts"].items() if kind not in study["axes"]},
+        **{kind: words(value) for kind, value in study["parts"].items() if kind not in axes},
         **{
             name.replace("_", " "): words(study[name])
             for name in ("engine", "objective", "num_latents", "seed")
-            if name not in study["axes"] and study[name] is not None
+            if name not in axes and study[name] is not None
         },
         "scored on": "all test datapoints" if study["num_data"] is None else f"{study['num_data']} test datapoints",
     }

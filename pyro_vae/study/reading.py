@@ -116,7 +116,7 @@ def _line(root: Any, values: Mapping[str, Any]) -> int | None:  # noqa: ANN401
     nodes = {key.value: (key.start_mark.line + 1, value) for key, value in root.value}
     plain: dict[str, Any] = {**values, "axes": {"seed": [0]}}
     if not _is_sound(plain):
-        for name in plain.keys() - {"axes"}:
+        for name in (name for name in plain if name != "axes"):
             rest = {key: value for key, value in plain.items() if key != name}
             if _is_sound({"data": "digits", **rest}):
                 return nodes[name][0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,15 @@ from pyro_vae.comparison import Scored
 from pyro_vae.parts import KINDS
 from pyro_vae.run import CONFIG, RESULTS
 from pyro_vae.study.differences import Difference, Refusal, difference_of
+from pyro_vae.study.grid import Study
 from pyro_vae.study.words import hint, where, words
 
 __all__ = ["CELLS", "FAILED", "SCORED", "STUDY", "ScoredCell", "StudyResults", "read_record"]
 
 STUDY, CELLS, SCORED, FAILED = "study.json", "cells", "scored.json", "failed.json"
+# What must stand in a study's record, and in that of each cell's run.
+_RECORD = (*Study.__dataclass_fields__, "cells")
+_CONFIG = ("data", "parts", "engine", "sizes", "training", "seed", "versions")
 # Tail index of the importance weights above which log p(x) is not to be trusted.
 UNTRUSTED = 0.7
 _STATISTICS = {"mean": "", "se": "_se", "mc_se": "_mc_se"}
@@ -92,19 +97,24 @@ class StudyResults:
         Args:
             folder: what `run_study` wrote.
 
+        A cell whose files are damaged counts as one that failed: the others are read all the same.
+
         Raises:
             FileNotFoundError: there is no study.
-            ValueError: a file of it is damaged.
+            ValueError: its record is damaged.
         """
         folder = Path(folder)
         study = read_record(folder)
         cells, failures = [], []
         for name, place in study["cells"].items():
             cell, failed = folder / CELLS / name, folder / CELLS / f"{name}.{FAILED}"
-            if (cell / SCORED).is_file():
-                cells.append(_read_cell(cell, place))
-            elif failed.is_file():
-                failures.append(json.loads(failed.read_text()))
+            try:
+                if (cell / SCORED).is_file():
+                    cells.append(_read_cell(cell, place))
+                elif failed.is_file():
+                    failures.append(_read_failure(failed, place))
+            except ValueError as error:
+                failures.append({"place": place, "error": str(error), "traceback": ""})
         return cls(folder=folder, study=study, cells=cells, failures=failures, num_cells=len(study["cells"]))
 
     @property
@@ -310,31 +320,54 @@ def read_record(folder: Path) -> dict[str, Any]:
         ValueError: the record is damaged.
     """
     try:
-        return json.loads((folder / STUDY).read_text())
+        return _read_json(folder / STUDY, _RECORD)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
-            f"{folder}: expected a study; there is no {STUDY} in it. Make one: pyro-vae study FILE --out {folder}"
+            f"{folder}: expected a study; there is no {STUDY} in it. Make one: pyro-vae study FILE --out "
+            f"{quote(str(folder))}"
         ) from error
     except ValueError as error:
-        raise ValueError(
-            f"{folder / STUDY}: expected JSON; it cannot be read ({error}). Choose another folder and run it anew."
-        ) from error
+        raise ValueError(f"{error} Choose another folder and run it anew.") from error
+
+
+def _read_json(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The record in a file, which has these names.
+
+    Raises:
+        ValueError: it is no such record.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON; it cannot be read ({error}).") from error
+    lacking = [name for name in names if not isinstance(record, dict) or name not in record]
+    if lacking:
+        raise ValueError(f"{path}: expected a record with {', '.join(names)}; it lacks {', '.join(lacking)}.")
+    return record
 
 
 def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        record = json.loads((folder / SCORED).read_text())
+        config = _read_json(folder / CONFIG, _CONFIG)
+        record = _read_json(folder / SCORED, ("seconds",))
         with xr.open_datatree(folder / RESULTS, engine="h5netcdf") as tree:
             gaps = gaps_from_datatree(tree)
-    except (OSError, ValueError) as error:
+    # What a damaged file of HDF5 raises depends on where the damage is.
+    except Exception as error:
         raise ValueError(
             f"{folder}: expected a cell's {CONFIG}, {SCORED} and {RESULTS}; one cannot be read ({error}). Remove the "
             "folder: the same command fits the cell again."
         ) from error
     if gaps is None:
-        raise ValueError(f"{folder / RESULTS}: expected gaps; there are none. Measure them: pyro-vae gaps {folder}")
+        raise ValueError(
+            f"{folder / RESULTS}: expected gaps; there are none. Measure them: pyro-vae gaps {quote(str(folder))}"
+        )
     return ScoredCell(name=folder.name, place=place, config=config, gaps=gaps, seconds=record["seconds"])
+
+
+def _read_failure(file: Path, place: Mapping[str, str]) -> Mapping[str, Any]:
+    record = _read_json(file, ("error", "traceback"))
+    return {"place": place, "error": record["error"], "traceback": record["traceback"]}
 
 
 def _settings(cell: ScoredCell, log_p: Evidence) -> dict[str, Any]:
