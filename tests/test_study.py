@@ -169,6 +169,14 @@ class TestFiles:
             ("data: digits\naxes:\n  engine: [svi, mcmc]\n", "line 3: engine: expected one of svi"),
             ("data: digits\ntraining:\n  epochs: 0\naxes: {seed: [0]}\n", "line 2: epochs: expected"),
             ("data: digits\naxes:\n  seed: [0]\n  seed: [1]\n", "line 4: seed stands there twice, first in line 3"),
+            (
+                "data: digits\ntraining:\n  epochs: 1\n  epochs: 2\naxes: {seed: [0]}\n",
+                "line 4: epochs stands there twice",
+            ),
+            (
+                "data: digits\naxes:\n  prior:\n  - {part: laplace,\n     part: uniform}\n",
+                "line 5: part stands there twice",
+            ),
             ("- 1\n", "expected keys"),
             ("", "expected keys"),
             ("a: [", "expected YAML"),

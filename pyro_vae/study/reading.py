@@ -79,6 +79,7 @@ def _parse(text: str) -> tuple[Any, Any]:
 
 def _require_keys(path: Path, root: Any, values: Mapping[str, Any]) -> None:  # noqa: ANN401
     """Known keys and axes, each once, and those that a study cannot do without."""
+    _require_single(path, root)
     nodes = _nodes(path, root)
     for name, (line, _) in nodes.items():
         if name not in _KEYS:
@@ -97,6 +98,15 @@ def _require_keys(path: Path, root: Any, values: Mapping[str, Any]) -> None:  # 
             require_axis(axis)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
+
+
+def _require_single(path: Path, node: Any) -> None:  # noqa: ANN401
+    """No key twice at any depth, of which YAML would keep the last without a word."""
+    children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [value for _, value in _nodes(path, node).values()]
+    for child in children:
+        _require_single(path, child)
 
 
 def _nodes(path: Path, mapping: Any) -> dict[Any, tuple[int, Any]]:  # noqa: ANN401

@@ -29,6 +29,7 @@ from pyro_vae.study.words import hint, where, words
 __all__ = ["CELLS", "FAILED", "SCORED", "STUDY", "ScoredCell", "StudyResults", "read_record"]
 
 STUDY, CELLS, SCORED, FAILED = "study.json", "cells", "scored.json", "failed.json"
+_GAPS = "gaps"
 # What must stand in a study's record, and in that of each cell's run.
 _RECORD = (*Study.__dataclass_fields__, "cells")
 _CONFIG = ("data", "parts", "engine", "sizes", "training", "seed", "versions")
@@ -350,19 +351,22 @@ def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
     try:
         config = _read_json(folder / CONFIG, _CONFIG)
         record = _read_json(folder / SCORED, ("seconds",))
-        with xr.open_datatree(folder / RESULTS, engine="h5netcdf") as tree:
-            gaps = gaps_from_datatree(tree)
+        # One group of many: of a study of hundreds of cells the draws need not be opened.
+        with xr.open_dataset(folder / RESULTS, group=_GAPS, engine="h5netcdf") as group:
+            gaps = gaps_from_datatree(xr.DataTree.from_dict({_GAPS: group}))
     # What a damaged file of HDF5 raises depends on where the damage is.
     except Exception as error:
         raise ValueError(
             f"{folder}: expected a cell's {CONFIG}, {SCORED} and {RESULTS}; one cannot be read ({error}). Remove the "
             "folder: the same command fits the cell again."
         ) from error
-    if gaps is None:
-        raise ValueError(
-            f"{folder / RESULTS}: expected gaps; there are none. Measure them: pyro-vae gaps {quote(str(folder))}"
-        )
-    return ScoredCell(name=folder.name, place=place, config=config, gaps=gaps, seconds=record["seconds"])
+    return ScoredCell(
+        name=folder.name,
+        place=place,
+        config=config,
+        gaps=gaps,  # type: ignore[arg-type]  # the group was there
+        seconds=record["seconds"],
+    )
 
 
 def _read_failure(file: Path, place: Mapping[str, str]) -> Mapping[str, Any]:
