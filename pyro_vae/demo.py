@@ -149,7 +149,7 @@ def table(demo: Demo) -> str:
         "These two fits only: another training seed may change them by more than se.",
     ]
     shared = [note for note in demo.gaps["svi"].notes() if note in demo.gaps["em"].notes()]
-    lines += ["", *shared]
+    lines += ["", *map(str, shared)]
     for name, gaps in zip(summaries, demo.gaps.values(), strict=True):
         lines += [f"{name}: {note}" for note in gaps.notes() if note not in shared]
     return "\n".join(lines)

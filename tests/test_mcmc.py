@@ -159,7 +159,7 @@ def test_too_little_warm_up_is_flagged(num_warmup):
         linear(oracle).model, torch.tensor(oracle.draw(10)), num_warmup=num_warmup, hmc=hmc, seed=0
     )
     assert (draws.nested_rhat > 1.01).all()
-    notes = " ".join(draws.notes())
+    notes = " ".join(map(str, draws.notes()))
     assert "nested R-hat above 1.01 at 10 of 10" in notes and "acceptance outside" in notes
 
 
@@ -170,7 +170,7 @@ def test_chains_still_on_their_way_drift():
     )
     mean = draws.drift.mean().item()
     assert mean > 3 * draws.drift_se.square().sum().sqrt().item() / 10
-    assert any(f"log p(x, z) drifts by {mean:.4f} nats" in note for note in draws.notes())
+    assert any(f"log p(x, z) drifts by {mean:.4f} nats" in note.text for note in draws.notes())
 
 
 def test_enough_warm_up_is_not_flagged():
@@ -418,7 +418,7 @@ def test_record_prints_a_short_table():
         column = getattr(fine, field).clone()
         column[1] = value
         (note,) = dataclasses.replace(fine, **{field: column}).notes()
-        assert text in note
+        assert note.severity == "warning" and text in str(note)
 
 
 @pytest.mark.parametrize("factor", [torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0])])

@@ -1,5 +1,6 @@
 """The page of a run and that of a study: complete, safe, alone, and plain about what is missing."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,8 +14,8 @@ from pyro_vae.cli import main
 from pyro_vae.plots import plot_differences
 from pyro_vae.report import open_folder, write_report
 from pyro_vae.report.page import number_table, page, warnings_of, word_table
-from pyro_vae.report.run import plain_words
 from pyro_vae.report.study import study_page
+from pyro_vae.study import Study
 
 SMALL = [
     "--training.epochs=2",
@@ -124,20 +125,6 @@ class TestRun:
         again, before = (open_run(one).vae.state_dict() for one in (folder, fitted))
         assert all(torch.equal(again[name], before[name]) for name in before)
 
-    @pytest.mark.parametrize(
-        ("note", "plain"),
-        [
-            (
-                "Warning: Pareto k > 0.7 at 12 of 1000: do not trust log p(x) there.",
-                "Pareto k > 0.7 for 12 of 1000 datapoints: do not trust log p(x) there.",
-            ),
-            ("Not converged: 3 of 20 searches for q*.", "Not converged: 3 of 20 searches for q*."),
-            ("Warning: one chain carries x at 3 of 20 datapoints.", "One chain carries x at 3 of 20 datapoints."),
-        ],
-    )
-    def test_warnings_in_plain_words(self, note, plain):
-        assert plain_words(note) == plain
-
     def test_a_warning_is_marked_as_one(self, measured, monkeypatch):
         k = torch.tensor([0.1] * 8 + [0.8, 0.9], dtype=torch.float64)
         gaps = made_up([-1.0 - n for n in range(10)], pareto_k=k)
@@ -194,11 +181,48 @@ class TestStudy:
         seen = text_of(study_page(nothing))
         assert "No cell is done yet" in seen and "2 of 2 cells are not done" in seen
 
+    @pytest.mark.parametrize(
+        ("axes", "cells", "said"),
+        [
+            ({"prior": ["a", "b"]}, {("a",): {}}, True),
+            ({"prior": ["a", "b"]}, {("a",): {}, ("b",): {}}, False),
+            ({"prior": ["a", "b"]}, {("a",): {}, ("b",): {"base_measure": "lebesgue"}}, False),
+            ({"prior": ["a", "b"], "seed": [0, 1]}, {("a", 0): {}, ("b", 1): {}}, True),
+        ],
+        ids=["one value", "two", "refused", "other seeds"],
+    )
+    def test_that_nothing_compares_is_said_where_it_is_so(self, tmp_path, axes, cells, said):
+        found = {place: (made_up([-1.0, -2.0]), changes) for place, changes in cells.items()}
+        seen = text_of(study_page(results_of(axes, found, folder=tmp_path)))
+        assert ("There is nothing to compare yet" in seen) == said
+        assert ("is refused: base_measure" in seen) == any(cells.values())
+
+    def test_only_what_is_shared_stands_among_the_settings(self, results):
+        study = {**results.study, "axes": {"network": ["mlp"], "seed": [0]}, "engine": "em"}
+        study["parts"] = {"prior": {"part": "laplace"}, "decoder": {"part": "linear"}}
+        made = study_page(
+            dataclasses.replace(results_of({"network": ["mlp"], "seed": [0]}, {}), study=study, folder=results.folder)
+        )
+        rows = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', made))
+        assert rows["prior"] == "laplace" and rows["engine"] == "em" and rows["axis network"] == "mlp"
+        assert not {"decoder", "encoder", "seed"} & set(rows)
+
+    @pytest.mark.parametrize("num_broken", [1, 3])
+    def test_cells_without_a_finite_score(self, tmp_path, num_broken):
+        cells = {}
+        for seed in range(3):
+            cells["a", seed] = made_up([-1.0, -2.0]), {}
+            cells["b", seed] = made_up([-1.0, float("nan") if seed < num_broken else -2.5]), {}
+        made = study_page(results_of({"prior": ["a", "b"], "seed": [0, 1, 2]}, cells, folder=tmp_path))
+        others = f", and in {num_broken - 1} other cells" if num_broken > 1 else ""
+        assert f"No finite log p(x) at 1 of 2 datapoints of prior b, seed 0{others}: " in text_of(made)
+        assert made.count('<td data-value="">–</td>') >= 3 * num_broken and "nan" not in text_of(made)
+
 
 class TestFolder:
     def test_what_the_folder_holds_decides(self, fitted, tmp_path):
         assert open_folder(fitted).engine == "svi"
-        study = {"axes": {"seed": [0]}, "cells": {"seed=0": {"seed": "0"}}}
+        study = {**Study(data="digits", axes={"seed": [0]}).describe(), "cells": {"seed=0": {"seed": "0"}}}
         (tmp_path / "study.json").write_text(json.dumps(study))
         assert open_folder(tmp_path).num_open == 1
 

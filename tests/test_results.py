@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from inference.results import Evidence, Fit, Gaps, Refined, summarise
+from inference.results import Evidence, Fit, Gaps, Note, Refined, summarise
 
 N = 6
 
@@ -138,6 +138,51 @@ def test_notes():
         assert part in notes
 
 
+def test_notes_say_how_grave_they_are():
+    chains = evidence(
+        value=torch.zeros(N), se=torch.zeros(N), ess=torch.tensor([1.0] + [9.0] * 5), acceptance=torch.ones(N)
+    )
+    record = gaps(estimates={"IWAE": evidence(value=torch.ones(N), se=torch.zeros(N)), "AIS": chains}, width=(0.5, 0.1))
+    starts = [(note.severity, note.text[:16]) for note in record.notes() if note.severity != "remark"]
+    assert starts == [
+        ("caution", "Not converged: 1"),
+        ("caution", "Warm and cold se"),
+        ("caution", "Pareto k > 0.5 {"),
+        ("warning", "Pareto k > 0.7 {"),
+        ("warning", "one chain carrie"),
+        ("warning", "the estimators o"),
+        ("warning", "on simulated dat"),
+    ]
+    remarks = [note for note in record.notes() if not note.is_grave]
+    assert [note.text.split()[0] for note in remarks] == ["N", "se:", "The", "log", "The", "Estimators:"]
+    assert [note.share for note in record.notes() if note.share] == [(3, N), (1, N)]
+
+
+@pytest.mark.parametrize(
+    ("note", "printed", "in_full"),
+    [
+        (
+            Note(severity="warning", text="Pareto k > 0.7 {}: do not.", share=(12, 1000)),
+            "Warning: Pareto k > 0.7 at 12 of 1000: do not.",
+            "Pareto k > 0.7 for 12 of 1000 datapoints: do not.",
+        ),
+        (
+            Note(severity="caution", text="Pareto k > 0.5 {}: unreliable.", share=(0, 3)),
+            "Pareto k > 0.5 at 0 of 3: unreliable.",
+            "Pareto k > 0.5 for 0 of 3 datapoints: unreliable.",
+        ),
+        (
+            Note(severity="warning", text="one chain, at 3 of 20: {}."),
+            "Warning: one chain, at 3 of 20: {}.",
+            "One chain, at 3 of 20: {}.",
+        ),
+        (Note(text="q in {0} and {}."), "q in {0} and {}.", "Q in {0} and {}."),
+    ],
+)
+def test_a_note_in_print_and_in_full(note, printed, in_full):
+    assert str(note) == printed and note.in_full == in_full
+
+
 def test_no_false_alarms():
     clean = gaps(
         converged=torch.ones(N, dtype=torch.bool),
@@ -250,7 +295,7 @@ class TestNotebooks:
         assert [row[0] for row in rows[1:]] == [*Gaps.LABELS.values(), "L[q*] in A<B>(2)"]
         for row, line in zip(rows[1:], printed[1:], strict=False):
             assert row[1:] == line.split()[-3:]
-        assert notes == record.notes()
+        assert notes == list(map(str, record.notes()))
 
     def test_evidence(self):
         record = evidence(method="IWAE, 5 draws", pareto_k=torch.tensor([0.1, 0.8]))

@@ -168,6 +168,14 @@ class TestFiles:
             ("data: digits\naxes:\n  engine: [svi, mcmc]\n", "line 3: engine: expected one of svi"),
             ("data: digits\ntraining:\n  epochs: 0\naxes: {seed: [0]}\n", "line 2: epochs: expected"),
             ("data: digits\naxes:\n  seed: [0]\n  seed: [1]\n", "line 4: seed stands there twice, first in line 3"),
+            (
+                "data: digits\ntraining:\n  epochs: 1\n  epochs: 2\naxes: {seed: [0]}\n",
+                "line 4: epochs stands there twice",
+            ),
+            (
+                "data: digits\naxes:\n  prior:\n  - {part: laplace,\n     part: uniform}\n",
+                "line 5: part stands there twice",
+            ),
             ("- 1\n", "expected keys"),
             ("", "expected keys"),
             ("a: [", "expected YAML"),
@@ -254,19 +262,71 @@ class TestDifferences:
         assert not refused
 
     @pytest.mark.parametrize(
-        ("changes", "message"),
+        ("changes", "kind", "message"),
         [
-            ({"base_measure": "lebesgue"}, "masses and densities do not compare"),
-            ({"fingerprint": "b" * 64}, "expected the same data"),
+            ({"base_measure": "lebesgue"}, "base measure", "masses and densities do not compare"),
+            ({"fingerprint": "b" * 64}, "data", "expected the same data"),
         ],
     )
-    def test_what_does_not_compare_is_refused(self, changes, message):
+    def test_what_does_not_compare_is_refused(self, changes, kind, message):
         results = self.both(**changes)
         with pytest.raises(ValueError, match=f"prior: b - a is refused: .*{message}"):
             results.differences("prior")
         differences, (refused,) = results.comparisons()
-        assert not differences and message.split()[-1] in refused
-        assert message in str(results)
+        assert not differences and message in refused.reason and refused.kind == kind
+        assert (refused.axis, refused.value, refused.baseline, refused.places) == ("prior", "b", "a", ({},))
+        assert f"\n{refused}\n" in str(results)
+        assert json.loads(json.dumps(results.summary()["refused"])) == [
+            {**vars(refused), "places": [{}]},
+        ]
+
+    def test_one_refusal_for_all_places_where_it_is_for_the_same_reason(self):
+        cells = {}
+        for place, changes in {
+            "x": {"base_measure": "lebesgue"},
+            "y": {"base_measure": "lebesgue"},
+            "z": {"fingerprint": "b" * 64},
+        }.items():
+            cells["a", place] = made_up([1.0, 2.0]), {}
+            cells["b", place] = made_up([1.0, 2.0]), changes
+        _, refused = results_of({"prior": ["a", "b"], "family": ["x", "y", "z"]}, cells).comparisons()
+        by_prior = [one for one in refused if one.axis == "prior"]
+        assert [(one.kind, [place["family"] for place in one.places]) for one in by_prior] == [
+            ("base measure", ["x", "y"]),
+            ("data", ["z"]),
+        ]
+        assert str(by_prior[0]).endswith("of one base measure. So at 1 other place.")
+        assert str(by_prior[1]).endswith("with the same binarization.")
+
+    @pytest.mark.parametrize("num_data", [4, 3])
+    def test_seeds_on_other_data_are_not_averaged(self, num_data):
+        """Within each pair the data agree; the mean over seeds at a datapoint would be one over different x."""
+        cells = {}
+        for seed in (0, 1):
+            changes = {"fingerprint": "ab"[seed] * 64} if num_data == 4 else {}
+            rows = num_data if seed else 4
+            cells["a", seed] = made_up(BASE[seed, :rows]), changes
+            cells["b", seed] = made_up(BASE[seed, :rows] + 1), changes
+        differences, (refused,) = results_of({"prior": ["a", "b"], "seed": [0, 1]}, cells).comparisons()
+        assert not differences and refused.kind == "data"
+        assert "expected the same data for 'prior b, seed 0' and 'prior b, seed 1'" in str(refused)
+
+    @pytest.mark.parametrize("bad", [math.nan, -math.inf])
+    def test_a_cell_without_a_finite_score_costs_only_its_own_differences(self, bad):
+        cells = {}
+        for seed in range(3):
+            cells["a", seed] = made_up(BASE[seed]), {}
+            cells["b", seed] = made_up(BASE[seed] + LEAD[seed]), {}
+            lost = BASE[seed].clone()
+            lost[2] = bad if seed == 1 else lost[2]
+            cells["c", seed] = made_up(lost), {}
+        results = results_of({"prior": ["a", "b", "c"], "seed": [0, 1, 2]}, cells)
+        sound, broken = results.differences("prior")
+        assert sound.mean == pytest.approx(3.5) and sound.seed_se == pytest.approx(1 / math.sqrt(3))
+        assert not math.isfinite(broken.mean) and not math.isfinite(broken.seed_se)
+        summary = json.loads(json.dumps(results.summary(), allow_nan=False))["differences"][1]
+        assert summary["mean"] is None and summary["by_seed"] == {"0": 0.0, "1": None, "2": 0.0}
+        assert "Warning: No finite log p(x) at 1 of 4 datapoints of prior c, seed 1: " in str(results)
 
     def test_another_number_of_datapoints_is_refused(self):
         cells = {("a",): (made_up([1.0, 2.0]), {}), ("b",): (made_up([1.0, 2.0, 3.0]), {})}
@@ -347,10 +407,10 @@ class TestTable:
 
     def test_what_a_reader_must_know(self):
         notes = self.results().notes()
-        assert any(
-            "Pareto k > 0.7 at 2 of 4 datapoints of prior b, training.epochs 9: do not trust" in n for n in notes
-        )
-        assert any("did not converge at 1 of 4 datapoints of prior a" in note for note in notes)
+        assert [note.severity for note in notes] == ["remark", "remark", "warning", "warning"]
+        pareto, search = (str(note) for note in notes[2:])
+        assert pareto.startswith("Warning: Pareto k > 0.7 at 2 of 4 datapoints of prior b, training.epochs 9: do not")
+        assert "did not converge at 1 of 4 datapoints of prior a" in search
 
     def test_the_three_files_hold_the_same(self, tmp_path):
         results = self.results()

@@ -1,6 +1,8 @@
 """Studies that run: side by side, alone in failing, and on from where they were stopped."""
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import pyro_vae.jobs
 import pyro_vae.study.running as running
@@ -169,6 +172,100 @@ def test_a_cell_that_fails_is_on_record_and_the_rest_go_on(data, tmp_path, monke
     monkeypatch.setattr(running, "fit_run", original)
     again = run_study(study, tmp_path)
     assert len(again.cells) == 3 and not again.failures
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scored.json", b"{"),
+        ("scored.json", b"{}"),
+        ("scored.json", b"[]"),
+        ("config.json", b'{"engine": "svi"}'),
+        ("config.json", None),
+        ("results.nc", None),
+        ("results.nc", b""),
+        ("results.nc", "half"),
+        ("results.nc", "no gaps"),
+    ],
+)
+def test_a_damaged_cell_is_named_and_the_rest_are_read(done, tmp_path, name, content):
+    _, out, _ = done
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    cell = next(folder for folder in (tmp_path / "cells").iterdir() if folder.name.startswith("prior=laplace-seed=1"))
+    file = cell / name
+    if content is None:
+        file.unlink()
+    elif content == "no gaps":
+        xr.DataTree().to_netcdf(file, engine="h5netcdf")
+    else:
+        file.write_bytes(file.read_bytes()[:-2000] if content == "half" else content)
+    results = StudyResults.read(tmp_path)
+    assert len(results.cells) == 5
+    (failure,) = results.failures
+    assert failure["place"] == {"prior": "laplace", "seed": "1"} and str(cell) in failure["error"]
+    assert "Remove the folder: the same command fits the cell again" in failure["error"]
+
+
+def test_a_removed_cell_is_fitted_again_and_a_damaged_record_of_failure_is_no_obstacle(done, tmp_path):
+    study, out, results = done
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    lost = results.cells[1]
+    shutil.rmtree(tmp_path / "cells" / lost.name)
+    (tmp_path / "cells" / f"{lost.name}.failed.json").write_text("{")
+    (failure,) = StudyResults.read(tmp_path).failures
+    assert failure["place"] == lost.place and "failed.json: expected JSON" in failure["error"]
+    again = run_study(study, tmp_path)
+    assert not again.failures
+    torch.testing.assert_close(again.cells[1].gaps.log_evidence, lost.gaps.log_evidence, rtol=0, atol=0)
+
+
+def test_a_fit_that_is_damaged_says_what_to_remove(done, tmp_path):
+    study, out, results = done
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    cell = tmp_path / "cells" / results.cells[0].name
+    (cell / "scored.json").unlink()
+    (cell / "checkpoint.pt").write_bytes(b"half")
+    (failure,) = run_study(study, tmp_path).failures
+    assert (
+        f"{cell}: expected a run; it cannot be opened" in failure["error"] and "remove the folder" in failure["error"]
+    )
+    # What is there may be precious to someone.
+    assert (cell / "checkpoint.pt").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"axes": {}, "cells": {}}'])
+def test_a_damaged_record_of_the_study(done, tmp_path, text):
+    study, _, _ = done
+    (tmp_path / "study.json").write_text(text)
+    for call in (lambda: StudyResults.read(tmp_path), lambda: run_study(study, tmp_path)):
+        with pytest.raises(ValueError, match=r"study.json: expected .* Choose another folder"):
+            call()
+    assert (tmp_path / "study.json").read_text() == text
+
+
+def test_cells_that_another_process_adds_before_the_lock_is_had_are_kept(done, tmp_path, monkeypatch):
+    study, out, _ = done
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    record = json.loads((tmp_path / "study.json").read_text())
+    flock = running.fcntl.flock
+
+    def slow(*args):
+        (tmp_path / "study.json").write_text(
+            json.dumps({**record, "cells": {**record["cells"], "further": {"prior": "uniform", "seed": "0"}}})
+        )
+        flock(*args)
+
+    monkeypatch.setattr(running.fcntl, "flock", slow)
+    assert run_study(study, tmp_path).num_open == 1
+
+
+def test_a_folder_that_cannot_be_locked_is_not_said_to_be_busy(data, tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(running.fcntl, "flock", unsupported)
+    with pytest.raises(ValueError, match="cannot be locked against a second process .No locks available"):
+        run_study(Study(data=data, **SMALL, axes={"seed": [0]}), tmp_path)
 
 
 def test_further_values_are_more_cells_of_the_same_study(data, tmp_path):

@@ -6,6 +6,7 @@ from inference.results.evidence import Evidence
 from inference.results.fit import Fit, Refined
 from inference.results.gaps import Gaps
 from inference.results.generalization import Generalization, SimulatedGaps
+from inference.results.note import Note
 from inference.results.posterior import PosteriorDraws
 from inference.results.summary import summarise
 from inference.results.surgery import Surgery
@@ -17,6 +18,7 @@ __all__ = [
     "Fit",
     "Gaps",
     "Generalization",
+    "Note",
     "PosteriorDraws",
     "Refined",
     "Side",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.results.evidence import Evidence
 from inference.results.html import html_table
+from inference.results.note import Note
 from inference.results.summary import HEADER, summarise, table_row
 
 __all__ = ["Gaps"]
@@ -160,14 +161,14 @@ class Gaps:
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
         rows = [table_row(label, **row) for label, row in self.rows().items()]
-        return "\n".join([HEADER, *rows, "", *self.notes()])
+        return "\n".join([HEADER, *rows, "", *map(str, self.notes())])
 
     def _repr_html_(self) -> str:
         """The same table in a notebook."""
         rows = [
             [label, *(f"{row[column]:.4f}" for column in ("mean", "se", "mc_se"))] for label, row in self.rows().items()
         ]
-        return html_table(["nats per datapoint", "mean", "se", "mc_se"], rows, self.notes())
+        return html_table(["nats per datapoint", "mean", "se", "mc_se"], rows, map(str, self.notes()))
 
     def rows(self) -> dict[str, dict[str, float]]:
         """Every term's mean and errors by its name in words, and L[q*] in each further family."""
@@ -179,53 +180,60 @@ class Gaps:
             rows |= {f"L[q*] in {name}": summarise(value, se) for name, value, se in found}
         return rows
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What a reader of the numbers must know: the signs of what is left, and where not to trust them."""
         num_data, num_unconverged = len(self), int((~self.converged).sum())
-        notes = [
+        remarks = [
             f"N = {num_data}; q in {self.family}; log p(x): {self.evidence_method}.",
             "se: another sample of datapoints; mc_se: another seed.",
             "The search for q* can only fall short: the amortization gap is under-estimated.",
         ]
         if self.is_lower_bound:
-            notes.append(
+            remarks.append(
                 "log p(x) can only fall short (a lower bound in expectation): the inference gap is under-estimated."
             )
-        notes.append("The approximation gap can err either way.")
+        remarks.append("The approximation gap can err either way.")
+        notes = [Note(text=remark) for remark in remarks]
         if num_unconverged:
-            notes.append(f"Not converged: {num_unconverged} of {num_data} searches for q*.")
+            text = f"Not converged: {num_unconverged} of {num_data} searches for q*."
+            notes.append(Note(severity="caution", text=text))
         starts = self.start_gap[self.start_gap.isfinite()]
         if len(starts) and (num_apart := int((starts > 0.1).sum())):
-            notes.append(f"Warm and cold search end more than 0.1 nat apart at {num_apart} of {num_data} datapoints.")
+            text = f"Warm and cold search end more than 0.1 nat apart at {num_apart} of {num_data} datapoints."
+            notes.append(Note(severity="caution", text=text))
         return notes + self._evidence_notes()
 
-    def _evidence_notes(self) -> list[str]:
+    def _evidence_notes(self) -> list[Note]:
         """Where log p(x) is not tight enough for the gap it is reported with."""
         notes = []
         num_data = len(self)
         gap = abs(float(self.approximation_gap.mean()))
         if self.pareto_k is not None:
             if unreliable := int((self.pareto_k > 0.5).sum()):
-                notes.append(
-                    f"Pareto k > 0.5 at {unreliable} of {num_data}: the error of log p(x) is unreliable there."
-                )
+                text = "Pareto k > 0.5 {}: the error of log p(x) is unreliable there."
+                notes.append(Note(severity="caution", text=text, share=(unreliable, num_data)))
             if untrusted := int((self.pareto_k > 0.7).sum()):
-                notes.append(f"Warning: Pareto k > 0.7 at {untrusted} of {num_data}: do not trust log p(x) there.")
+                text = "Pareto k > 0.7 {}: do not trust log p(x) there."
+                notes.append(Note(severity="warning", text=text, share=(untrusted, num_data)))
         for name, estimate in self.estimates.items():
             if estimate.acceptance is not None and estimate.ess is not None and (few := int((estimate.ess < 2).sum())):
-                notes.append(f"Warning: one chain carries the weight of {name} at {few} of {num_data} datapoints.")
+                text = f"one chain carries the weight of {name} at {few} of {num_data} datapoints."
+                notes.append(Note(severity="warning", text=text))
         if len(self.estimates) > 1:
             means = {name: summarise(estimate.value, estimate.se) for name, estimate in self.estimates.items()}
-            notes.append("Estimators: " + "; ".join(f"{name} {row['mean']:.4f}" for name, row in means.items()) + ".")
+            found = "; ".join(f"{name} {row['mean']:.4f}" for name, row in means.items())
+            notes.append(Note(text=f"Estimators: {found}."))
             apart = max(row["mean"] for row in means.values()) - min(row["mean"] for row in means.values())
             if apart > TIGHT * gap and apart > 3 * math.hypot(*(row["mc_se"] for row in means.values())):
-                notes.append(
-                    f"Warning: the estimators of log p(x) are {apart:.3f} nats apart, beside an approximation gap of "
-                    f"{gap:.3f}: the lower falls short by that much, the higher by an unknown rest."
+                text = (
+                    f"the estimators of log p(x) are {apart:.3f} nats apart, beside an approximation gap of {gap:.3f}: "
+                    "the lower falls short by that much, the higher by an unknown rest."
                 )
+                notes.append(Note(severity="warning", text=text))
         if self.width is not None and self.width[0] > TIGHT * gap:
-            notes.append(
-                f"Warning: on simulated data AIS can be {self.width[0]:.3f} nats off (se {self.width[1]:.3f}), beside "
-                f"an approximation gap of {gap:.3f}: log p(x) is not tight enough. Raise num_temperatures."
+            text = (
+                f"on simulated data AIS can be {self.width[0]:.3f} nats off (se {self.width[1]:.3f}), beside an "
+                f"approximation gap of {gap:.3f}: log p(x) is not tight enough. Raise num_temperatures."
             )
+            notes.append(Note(severity="warning", text=text))
         return notes

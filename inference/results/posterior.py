@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from inference.results.note import Note
 from inference.results.summary import summarise
 
 __all__ = ["PosteriorDraws"]
@@ -73,32 +74,32 @@ class PosteriorDraws:
             _row("acceptance", self.acceptance.median(), self.acceptance.min()),
             f"drift of log p(x, z): {drift:.4f} nats per datapoint, se {se:.4f} (Monte Carlo {mc_se:.4f})",
         ]
-        return "\n".join([*lines, *self.notes()])
+        return "\n".join([*lines, *map(str, self.notes())])
 
-    def notes(self) -> list[str]:
-        """Warnings, in words; none where nothing was found."""
-        num_data, notes = len(self), []
+    def notes(self) -> list[Note]:
+        """Warnings; none where nothing was found."""
+        num_data, found = len(self), []
         if apart := int((~self.converged).sum()):
-            notes.append(
-                f"Warning: nested R-hat above {self.MAX_RHAT} at {apart} of {num_data} datapoints: chains still depend "
+            found.append(
+                f"nested R-hat above {self.MAX_RHAT} at {apart} of {num_data} datapoints: chains still depend "
                 "on where they started, or are too short to tell. Raise num_warmup or num_draws."
             )
         errors = _three_errors(num_data)
         drifting = int((self.drift.abs() > errors * self.drift_se).sum())
         mean, _, mc_se = summarise(self.drift, self.drift_se).values()
         if drifting or abs(mean) > 3 * mc_se:
-            notes.append(
-                f"Warning: log p(x, z) drifts by {mean:.4f} nats on average (Monte Carlo error {mc_se:.4f}), and by "
+            found.append(
+                f"log p(x, z) drifts by {mean:.4f} nats on average (Monte Carlo error {mc_se:.4f}), and by "
                 f"more than {errors:.1f} of its errors at {drifting} of {num_data} datapoints: the warm-up was too "
                 "short. Raise num_warmup."
             )
         low, high = self.ACCEPTANCE
         if outside := int(((self.acceptance < low) | (self.acceptance > high)).sum()):
-            notes.append(
-                f"Warning: acceptance outside [{low}, {high}] at {outside} of {num_data} datapoints: the step size did "
+            found.append(
+                f"acceptance outside [{low}, {high}] at {outside} of {num_data} datapoints: the step size did "
                 "not settle. Raise num_warmup."
             )
-        return notes
+        return [Note(severity="warning", text=text) for text in found]
 
 
 def _three_errors(num_data: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
@@ -35,8 +34,6 @@ CAPTIONS = {
     "latent": "Where held-out datapoints lie.",
     "posterior": "The posterior of one datapoint, and the q that approximates it.",
 }
-# Notes of `Gaps` that say where not to trust a number.
-_GRAVE = ("Warning", "Not converged", "Pareto", "Warm and cold")
 
 
 def run_page(run: Run) -> str:
@@ -64,24 +61,16 @@ def run_page(run: Run) -> str:
     return page(f"Run {run.folder.resolve().name}", subtitle, sections)
 
 
-def plain_words(note: str) -> str:
-    """A note of `Gaps` as a sentence for a page where it is marked as a warning."""
-    note = note.removeprefix("Warning: ")
-    note = re.sub(r"\bat (\d+ of \d+)(?=[:.])", r"for \1 datapoints", note)
-    return note[:1].upper() + note[1:]
-
-
 def _gaps_table(gaps: Gaps) -> str:
     rows: list[Sequence[str | float]] = [
         [label, row["mean"], row["se"], row["mc_se"]] for label, row in gaps.rows().items()
     ]
     notes = gaps.notes()
-    grave = [note for note in notes if note.startswith(_GRAVE)]
     return "".join(
         [
-            warnings_of(map(plain_words, grave)),
+            warnings_of(note.in_full for note in notes if note.is_grave),
             number_table(["nats per datapoint", "mean", "se", "mc_se"], rows, sortable=False),
-            paragraphs((note for note in notes if note not in grave), pale=True),
+            paragraphs((str(note) for note in notes if not note.is_grave), pale=True),
         ]
     )
 

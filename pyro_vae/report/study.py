@@ -18,7 +18,7 @@ from pyro_vae.report.page import (
     warnings_of,
     word_table,
 )
-from pyro_vae.study import Difference, StudyResults
+from pyro_vae.study import Difference, Refusal, StudyResults
 from pyro_vae.study.differences import ENOUGH_SEEDS
 from pyro_vae.study.words import where, words
 
@@ -47,7 +47,7 @@ def study_page(results: StudyResults) -> str:
     return page(f"Study {results.folder.resolve().name}", subtitle, sections)
 
 
-def _findings(results: StudyResults, differences: list[Difference], refused: list[str]) -> str:
+def _findings(results: StudyResults, differences: list[Difference], refused: list[Refusal]) -> str:
     html = ""
     if results.num_open:
         told = f"{results.num_open} of {results.num_cells} cells are not done. To go on, with the study's file:"
@@ -55,8 +55,7 @@ def _findings(results: StudyResults, differences: list[Difference], refused: lis
     if results.failures:
         html += warnings_of([f"{len(results.failures)} of {results.num_cells} cells failed: see below."])
     notes = results.notes()
-    grave = [note for note in notes if note.startswith("Warning: ")]
-    html += warnings_of([*(note.removeprefix("Warning: ") for note in grave), *refused])
+    html += warnings_of([*(note.in_full for note in notes if note.is_grave), *map(str, refused)])
     if differences:
         html += paragraphs(["Differences of held-out log p(x), nats per datapoint; above 0 the first is the better."])
         html += _picture(differences) + _table(differences)
@@ -69,11 +68,13 @@ def _findings(results: StudyResults, differences: list[Difference], refused: lis
                 ],
                 pale=True,
             )
-    elif results.cells:
-        html += paragraphs(["There is nothing to compare yet: no axis but the seed has cells at two values."])
-    else:
+    elif not results.cells:
         html += paragraphs(["No cell is done yet."])
-    return html + paragraphs((note for note in notes if note not in grave), pale=True)
+    elif not refused:
+        html += paragraphs(
+            ["There is nothing to compare yet: no axis but the seed has cells at two values, all else equal."]
+        )
+    return html + paragraphs((str(note) for note in notes if not note.is_grave), pale=True)
 
 
 def _picture(differences: list[Difference]) -> str:
@@ -143,14 +144,16 @@ def _failures(results: StudyResults) -> str:
 
 def _settings(results: StudyResults) -> str:
     study = results.study
+    # What is an axis is not shared; a network is both of its halves.
+    axes = {*study["axes"], *(("decoder", "encoder") if "network" in study["axes"] else ())}
     shown = {
         "data": study["data"]["name_or_path"],
         **{f"axis {axis}": ", ".join(map(words, values)) for axis, values in study["axes"].items()},
-        **{kind: words(value) for kind, value in study["parts"].items() if kind not in study["axes"]},
+        **{kind: words(value) for kind, value in study["parts"].items() if kind not in axes},
         **{
             name.replace("_", " "): words(study[name])
             for name in ("engine", "objective", "num_latents", "seed")
-            if name not in study["axes"] and study[name] is not None
+            if name not in axes and study[name] is not None
         },
         "scored on": "all test datapoints" if study["num_data"] is None else f"{study['num_data']} test datapoints",
     }

@@ -1,6 +1,6 @@
 """Studies: a grid of fits, run side by side, and what tells their cells apart."""
 
-from pyro_vae.study.differences import Difference
+from pyro_vae.study.differences import Difference, Refusal
 from pyro_vae.study.grid import AXES, Cell, Study
 from pyro_vae.study.reading import read_study
 from pyro_vae.study.results import CELLS, STUDY, ScoredCell, StudyResults
@@ -12,6 +12,7 @@ __all__ = [
     "STUDY",
     "Cell",
     "Difference",
+    "Refusal",
     "ScoredCell",
     "Study",
     "StudyResults",

@@ -1,4 +1,4 @@
-"""Is A better than B? The difference, with an error over datapoints and one over training seeds."""
+"""Is A better than B? The difference, with an error over datapoints and one over seeds; or why there is none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,7 +14,7 @@ from inference.results import summarise
 from pyro_vae.comparison import Scored, paired_difference
 from pyro_vae.study.words import where
 
-__all__ = ["ENOUGH_SEEDS", "Difference", "difference_of"]
+__all__ = ["ENOUGH_SEEDS", "Difference", "Refusal", "difference_of"]
 
 # Seeds from which on a spread over seeds is worth reporting.
 ENOUGH_SEEDS = 3
@@ -68,17 +67,46 @@ class Difference:
         return f"{self.num_seeds} seeds, too few for an error over seeds: these fits only"
 
     def summary(self) -> dict[str, Any]:
-        """As plain values; None for NaN."""
+        """As plain values; None for what is not finite."""
         values = dataclasses.asdict(self) | {"num_seeds": self.num_seeds}
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
+        values["by_seed"] = {seed: _known(value) for seed, value in self.by_seed.items()}
+        return {name: _known(value) for name, value in values.items()}
 
     def __str__(self) -> str:
         """A line."""
         errors = f"se {self.se:.3f}, mc_se {self.mc_se:.3f}; {self.scope}"
         return f"{self.title}: {self.mean:+.3f} nats per datapoint ({errors})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why there is no difference between one value of an axis and another.
+
+    Attributes:
+        kind: "base measure": masses against densities; "data": not the same datapoints.
+        axis: the axis.
+        value: the one value.
+        baseline: the other.
+        reason: what does not compare, at the first of the places.
+        places: where on the other axes, but for the seed, it is so.
+    """
+
+    kind: Literal["base measure", "data"]
+    axis: str
+    value: str
+    baseline: str
+    reason: str
+    places: tuple[Mapping[str, str], ...]
+
+    def summary(self) -> dict[str, Any]:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """A sentence for all places."""
+        others = len(self.places) - 1
+        more = f" So at {others} other place{'s' * (others > 1)}." if others else ""
+        return f"{self.axis}: {self.value} - {self.baseline} is refused: {self.reason}{more}"
 
 
 def difference_of(
@@ -88,7 +116,7 @@ def difference_of(
     value: str,
     baseline: str,
     elsewhere: Mapping[str, str],
-) -> Difference:
+) -> Difference | Refusal:
     r"""The mean over seeds s and datapoints n of log p(x) of the one less that of the other, with its errors.
 
     .. math::
@@ -105,22 +133,42 @@ def difference_of(
         baseline: the other's.
         elsewhere: where both lie on the other axes, but for the seed.
 
-    Raises:
-        ValueError: masses against densities, other data, or another number of datapoints.
+    Returns:
+        The difference; or the refusal of masses against densities, and of other datapoints, of one seed or of several.
     """
-    by_seed = {seed: paired_difference(one, other)["mean"] for seed, (one, other) in pairs.items()}
-    values = torch.stack([(one.log_p.value.double() - other.log_p.value.double()) for one, other in pairs.values()])
+    refused = _refused(pairs)
+    if refused is not None:
+        kind, reason = refused
+        return Refusal(kind=kind, axis=axis, value=value, baseline=baseline, reason=reason, places=(elsewhere,))
+    # (S, N): the same datapoints for all seeds.
+    values = torch.stack([one.log_p.value.double() - other.log_p.value.double() for one, other in pairs.values()])
     errors = torch.stack([one.log_p.se.double().hypot(other.log_p.se.double()) for one, other in pairs.values()])
     over_data = summarise(values.mean(0), errors.square().sum(0).sqrt() / len(pairs))
-    enough = len(pairs) >= ENOUGH_SEEDS
+    by_seed = values.mean(1)
     return Difference(
         axis=axis,
         value=value,
         baseline=baseline,
         elsewhere=elsewhere,
-        mean=mean(by_seed.values()),
+        mean=over_data["mean"],
         se=over_data["se"],
         mc_se=over_data["mc_se"],
-        seed_se=stdev(by_seed.values()) / math.sqrt(len(pairs)) if enough else math.nan,
-        by_seed=by_seed,
+        seed_se=summarise(by_seed, torch.zeros_like(by_seed))["se"] if len(pairs) >= ENOUGH_SEEDS else math.nan,
+        by_seed=dict(zip(pairs, by_seed.tolist(), strict=True)),
     )
+
+
+def _refused(pairs: Mapping[str, tuple[Scored, Scored]]) -> tuple[Literal["base measure", "data"], str] | None:
+    """What does not compare: within a pair, or from one seed to another, over which datapoints are paired, too."""
+    first, _ = next(iter(pairs.values()))
+    for pair in pairs.values():
+        for scored in pair:
+            try:
+                paired_difference(first, scored)
+            except ValueError as error:
+                return "base measure" if scored.base_measure != first.base_measure else "data", str(error)
+    return None
+
+
+def _known(value: Any) -> Any:  # noqa: ANN401
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -79,6 +79,7 @@ def _parse(text: str) -> tuple[Any, Any]:
 
 def _require_keys(path: Path, root: Any, values: Mapping[str, Any]) -> None:  # noqa: ANN401
     """Known keys and axes, each once, and those that a study cannot do without."""
+    _require_single(path, root)
     nodes = _nodes(path, root)
     for name, (line, _) in nodes.items():
         if name not in _KEYS:
@@ -99,6 +100,15 @@ def _require_keys(path: Path, root: Any, values: Mapping[str, Any]) -> None:  # 
             raise ValueError(f"{path}, line {line}: {error}") from error
 
 
+def _require_single(path: Path, node: Any) -> None:  # noqa: ANN401
+    """No key twice at any depth, of which YAML would keep the last without a word."""
+    children = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [value for _, value in _nodes(path, node).values()]
+    for child in children:
+        _require_single(path, child)
+
+
 def _nodes(path: Path, mapping: Any) -> dict[Any, tuple[int, Any]]:  # noqa: ANN401
     """Line and value of every key."""
     found: dict[Any, tuple[int, Any]] = {}
@@ -116,7 +126,7 @@ def _line(root: Any, values: Mapping[str, Any]) -> int | None:  # noqa: ANN401
     nodes = {key.value: (key.start_mark.line + 1, value) for key, value in root.value}
     plain: dict[str, Any] = {**values, "axes": {"seed": [0]}}
     if not _is_sound(plain):
-        for name in plain.keys() - {"axes"}:
+        for name in (name for name in plain if name != "axes"):
             rest = {key: value for key, value in plain.items() if key != name}
             if _is_sound({"data": "digits", **rest}):
                 return nodes[name][0]

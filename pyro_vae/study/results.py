@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,21 @@ import xarray as xr
 from inference import Evidence, Gaps, by_one_estimator
 from inference.checkpoint import atomic_write
 from inference.draws import gaps_from_datatree
-from inference.results import summarise
+from inference.results import Note, summarise
 from pyro_vae.comparison import Scored
 from pyro_vae.parts import KINDS
 from pyro_vae.run import CONFIG, RESULTS
-from pyro_vae.study.differences import Difference, difference_of
+from pyro_vae.study.differences import Difference, Refusal, difference_of
+from pyro_vae.study.grid import Study
 from pyro_vae.study.words import hint, where, words
 
 __all__ = ["CELLS", "FAILED", "SCORED", "STUDY", "ScoredCell", "StudyResults", "read_record"]
 
 STUDY, CELLS, SCORED, FAILED = "study.json", "cells", "scored.json", "failed.json"
+_GAPS = "gaps"
+# What must stand in a study's record, and in that of each cell's run.
+_RECORD = (*Study.__dataclass_fields__, "cells")
+_CONFIG = ("data", "parts", "engine", "sizes", "training", "seed", "versions")
 # Tail index of the importance weights above which log p(x) is not to be trusted.
 UNTRUSTED = 0.7
 _STATISTICS = {"mean": "", "se": "_se", "mc_se": "_mc_se"}
@@ -91,19 +98,24 @@ class StudyResults:
         Args:
             folder: what `run_study` wrote.
 
+        A cell whose files are damaged counts as one that failed: the others are read all the same.
+
         Raises:
             FileNotFoundError: there is no study.
-            ValueError: a file of it is damaged.
+            ValueError: its record is damaged.
         """
         folder = Path(folder)
         study = read_record(folder)
         cells, failures = [], []
         for name, place in study["cells"].items():
             cell, failed = folder / CELLS / name, folder / CELLS / f"{name}.{FAILED}"
-            if (cell / SCORED).is_file():
-                cells.append(_read_cell(cell, place))
-            elif failed.is_file():
-                failures.append(json.loads(failed.read_text()))
+            try:
+                if (cell / SCORED).is_file():
+                    cells.append(_read_cell(cell, place))
+                elif failed.is_file():
+                    failures.append(_read_failure(failed, place))
+            except ValueError as error:
+                failures.append({"place": place, "error": str(error), "traceback": ""})
         return cls(folder=folder, study=study, cells=cells, failures=failures, num_cells=len(study["cells"]))
 
     @property
@@ -181,7 +193,7 @@ class StudyResults:
 
         Args:
             axis: an axis of the study, not the seed.
-            baseline: one of its values, in words; the first by default.
+            baseline: one of its values, in words; by default the first that has cells.
 
         Raises:
             ValueError: there is no such axis or value, or what would be compared does not compare: probability masses
@@ -189,35 +201,35 @@ class StudyResults:
         """
         found = []
         for outcome in self._along(axis, baseline):
-            if isinstance(outcome, ValueError):
-                raise outcome
+            if isinstance(outcome, Refusal):
+                raise ValueError(str(outcome))
             found.append(outcome)
         return found
 
-    def comparisons(self) -> tuple[list[Difference], list[str]]:
-        """The differences along every axis but the seed, each to the axis's first value; and why others are refused."""
+    def comparisons(self) -> tuple[list[Difference], list[Refusal]]:
+        """Along every axis but the seed, the differences to its first value that has cells; and those refused."""
         found: list[Difference] = []
-        refused: dict[str, list[str]] = {}
+        refused: dict[tuple[str, ...], Refusal] = {}
         for axis in self.study["axes"]:
             if axis == "seed" or len(self._values(axis)) < 2:
                 continue
             for outcome in self._along(axis, None):
                 if isinstance(outcome, Difference):
                     found.append(outcome)
-                else:
-                    # One sentence for all places on the other axes.
-                    title, reason = str(outcome).split(" is refused: ", 1)
-                    refused.setdefault(title, []).append(reason)
-        return found, [
-            f"{title} is refused: {reasons[0]}{_elsewhere(len(reasons) - 1)}" for title, reasons in refused.items()
-        ]
+                    continue
+                # One for all places on the other axes.
+                key = outcome.kind, outcome.axis, outcome.value, outcome.baseline
+                known = refused.get(key, outcome)
+                places = known.places if known is outcome else (*known.places, *outcome.places)
+                refused[key] = dataclasses.replace(known, places=places)
+        return found, list(refused.values())
 
     def _values(self, axis: str) -> list[str]:
         """What cells there are have on an axis, in the study's order."""
         there = {cell.place[axis] for cell in self.cells}
         return [value for value in map(words, self.study["axes"][axis]) if value in there]
 
-    def _along(self, axis: str, baseline: str | None) -> Iterator[Difference | ValueError]:
+    def _along(self, axis: str, baseline: str | None) -> Iterator[Difference | Refusal]:
         axes = [name for name in self.study["axes"] if name != "seed"]
         if axis not in axes:
             raise ValueError(f"axis: expected one of {', '.join(axes)}; got {axis!r}.{hint(axis, axes)}")
@@ -241,21 +253,25 @@ class StudyResults:
                 if value == baseline or not seeds:
                     continue
                 pairs = {seed: (scored[members[value, seed]], scored[members[baseline, seed]]) for seed in seeds}
-                try:
-                    yield difference_of(pairs, axis=axis, value=value, baseline=baseline, elsewhere=dict(elsewhere))
-                except ValueError as error:
-                    yield ValueError(f"{axis}: {value} - {baseline} is refused: {error}")
+                yield difference_of(pairs, axis=axis, value=value, baseline=baseline, elsewhere=dict(elsewhere))
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What a reader of the numbers must know: where they come from, and where not to trust them."""
         if not self.cells:
             return []
         notes = [
-            f"log p(x) of every cell from its own refined q*, by one estimator: {self.log_p[0].method}.",
-            "se: another sample of datapoints, the fits as they are; mc_se: another seed of the measurement; seed_se: "
-            "other training seeds.",
+            Note(
+                text=f"log p(x) of every cell from its own refined q*, by one estimator: {self.log_p[0].method}.",
+            ),
+            Note(
+                text="se: another sample of datapoints, the fits as they are; mc_se: another seed of the measurement; "
+                "seed_se: other training seeds."
+            ),
         ]
         counts = {
+            "No finite log p(x) {}: there is neither a mean nor a difference with them.": [
+                int((~log_p.value.isfinite()).sum()) for log_p in self.log_p
+            ],
             "Pareto k > 0.7 {}: do not trust log p(x) there.": [cell.num_untrusted for cell in self.cells],
             "The search for q* did not converge {}: L[q*] and the amortization gap are under-estimated there.": [
                 int((~cell.gaps.converged).sum()) for cell in self.cells
@@ -268,7 +284,7 @@ class StudyResults:
                 place = f"at {count[worst]} of {len(cell.gaps)} datapoints of {where(cell.place)}"
                 others = sum(map(bool, count)) - 1
                 more = f", and in {others} other cell{'s' * (others > 1)}" if others else ""
-                notes.append("Warning: " + text.format(place + more))
+                notes.append(Note(severity="warning", text=text.replace("{}", place + more)))
         return notes
 
     def summary(self) -> dict[str, Any]:
@@ -278,7 +294,7 @@ class StudyResults:
         return {
             "cells": cells,
             "differences": [difference.summary() for difference in differences],
-            "refused": refused,
+            "refused": [refusal.summary() for refusal in refused],
             "failures": [{"place": one["place"], "error": one["error"]} for one in self.failures],
             "num_open": self.num_open,
         }
@@ -290,7 +306,7 @@ class StudyResults:
             shown = [*self.study["axes"], "log_p", "log_p_se", "approximation_gap", "amortization_gap"]
             lines += [self.table()[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"), ""]
             differences, refused = self.comparisons()
-            lines += [*map(str, differences), *refused, "", *self.notes()]
+            lines += [*map(str, [*differences, *refused]), "", *map(str, self.notes())]
         lines += [f"Failed: {where(failure['place'])}: {failure['error']}" for failure in self.failures]
         if self.num_open:
             lines.append(f"{self.num_open} of {self.num_cells} cells are not done: the same command goes on.")
@@ -305,31 +321,57 @@ def read_record(folder: Path) -> dict[str, Any]:
         ValueError: the record is damaged.
     """
     try:
-        return json.loads((folder / STUDY).read_text())
+        return _read_json(folder / STUDY, _RECORD)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
-            f"{folder}: expected a study; there is no {STUDY} in it. Make one: pyro-vae study FILE --out {folder}"
+            f"{folder}: expected a study; there is no {STUDY} in it. Make one: pyro-vae study FILE --out "
+            f"{quote(str(folder))}"
         ) from error
     except ValueError as error:
-        raise ValueError(
-            f"{folder / STUDY}: expected JSON; it cannot be read ({error}). Choose another folder and run it anew."
-        ) from error
+        raise ValueError(f"{error} Choose another folder and run it anew.") from error
+
+
+def _read_json(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The record in a file, which has these names.
+
+    Raises:
+        ValueError: it is no such record.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON; it cannot be read ({error}).") from error
+    lacking = [name for name in names if not isinstance(record, dict) or name not in record]
+    if lacking:
+        raise ValueError(f"{path}: expected a record with {', '.join(names)}; it lacks {', '.join(lacking)}.")
+    return record
 
 
 def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        record = json.loads((folder / SCORED).read_text())
-        with xr.open_datatree(folder / RESULTS, engine="h5netcdf") as tree:
-            gaps = gaps_from_datatree(tree)
-    except (OSError, ValueError) as error:
+        config = _read_json(folder / CONFIG, _CONFIG)
+        record = _read_json(folder / SCORED, ("seconds",))
+        # One group of many: of a study of hundreds of cells the draws need not be opened.
+        with xr.open_dataset(folder / RESULTS, group=_GAPS, engine="h5netcdf") as group:
+            gaps = gaps_from_datatree(xr.DataTree.from_dict({_GAPS: group}))
+    # What a damaged file of HDF5 raises depends on where the damage is.
+    except Exception as error:
         raise ValueError(
             f"{folder}: expected a cell's {CONFIG}, {SCORED} and {RESULTS}; one cannot be read ({error}). Remove the "
             "folder: the same command fits the cell again."
         ) from error
-    if gaps is None:
-        raise ValueError(f"{folder / RESULTS}: expected gaps; there are none. Measure them: pyro-vae gaps {folder}")
-    return ScoredCell(name=folder.name, place=place, config=config, gaps=gaps, seconds=record["seconds"])
+    return ScoredCell(
+        name=folder.name,
+        place=place,
+        config=config,
+        gaps=gaps,  # type: ignore[arg-type]  # the group was there
+        seconds=record["seconds"],
+    )
+
+
+def _read_failure(file: Path, place: Mapping[str, str]) -> Mapping[str, Any]:
+    record = _read_json(file, ("error", "traceback"))
+    return {"place": place, "error": record["error"], "traceback": record["traceback"]}
 
 
 def _settings(cell: ScoredCell, log_p: Evidence) -> dict[str, Any]:
@@ -348,10 +390,6 @@ def _settings(cell: ScoredCell, log_p: Evidence) -> dict[str, Any]:
         "cell": cell.name,
     }
     return {name: value for name, value in settings.items() if name not in cell.place}
-
-
-def _elsewhere(count: int) -> str:
-    return f" So at {count} other place{'s' * (count > 1)}." if count else ""
 
 
 def _numbers(values: list[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from inference.noise import derive_seed
 from inference.progress import progress_bar
 from pyro_vae.data import load
 from pyro_vae.jobs import fit_run, measure_run
-from pyro_vae.run import CONFIG, new_folder, open_run
+from pyro_vae.run import CONFIG, Run, new_folder, open_run
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
 from pyro_vae.study.words import words
@@ -99,7 +99,7 @@ def run_cell(
                         training=cell.training,
                         seed=cell.seed,
                     )
-            run = open_run(folder)
+            run = _opened(folder)
             # A seed of its own, so that the Monte Carlo errors of two cells are independent.
             measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name))
             record = {"place": dict(cell.place), "seconds": run.fit.seconds, "num_data": num_data}
@@ -110,6 +110,17 @@ def run_cell(
             _record_failure(cells, cell, said, traceback.format_exc())
         finally:
             running.unlink(missing_ok=True)
+
+
+def _opened(folder: Path) -> Run:
+    try:
+        return open_run(folder)
+    # What a damaged file raises depends on where the damage is.
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: expected a run; it cannot be opened ({type(error).__name__}: {error}) To fit again, remove "
+            "the folder: the same command does the rest."
+        ) from error
 
 
 def _run_all(todo: Sequence[Cell], study: Study, cells: Path, num_jobs: int | None, bar: tqdm) -> None:
@@ -182,7 +193,6 @@ def _open(study: Study, out: Path) -> Iterator[None]:
     file = out / STUDY
     if not file.is_file() and out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
         raise ValueError(f"--out {out}: expected an empty or new folder, or this study's; it holds other files.")
-    asked = _merged(out, json.loads(json.dumps(study.describe())), study)
     try:
         (out / CELLS).mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -192,15 +202,24 @@ def _open(study: Study, out: Path) -> Iterator[None]:
         try:
             # Released when the process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(f"--out {out}: a study is running there. Wait for it, or stop it.") from error
+        except OSError as error:
+            raise ValueError(
+                f"--out {out}: cannot be locked against a second process ({error.strerror}). Choose a folder on "
+                "another file system."
+            ) from error
+        # Only now: until the lock was had, another process may have written further cells.
+        asked = _merged(out, study)
         _clear(out / CELLS)
         _write(file, asked)
         yield
 
 
-def _merged(out: Path, asked: dict[str, Any], study: Study) -> dict[str, Any]:
+def _merged(out: Path, study: Study) -> dict[str, Any]:
     """The record of what is asked for, now and before: further values on an axis are more cells of one study."""
+    # As JSON has it, which the record there came from.
+    asked: dict[str, Any] = json.loads(json.dumps(study.describe()))
     asked["cells"] = {cell.name: dict(cell.place) for cell in study.cells()}
     if not (out / STUDY).is_file():
         return asked
