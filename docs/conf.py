@@ -1,7 +1,9 @@
 """The documentation: `make docs` builds it, runs its notebooks, and takes a warning for an error."""
 
+import logging
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from pyro_vae import __version__
@@ -17,7 +19,7 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["cells.css"]
-# A line of 110 characters fits beside the table of contents.
+# A line of 100 characters fits beside the table of contents.
 html_theme_options = {name: {"code-font-size": "75%"} for name in ("light_css_variables", "dark_css_variables")}
 
 myst_enable_extensions = ["dollarmath"]
@@ -31,10 +33,11 @@ nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-# Kernels read these. The examples' matrices are too small to share between threads; and tqdm says once a notebook that
-# without ipywidgets it draws no bars, which no page is about.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+# This Python's kernel, whatever a kernel of that name at home may be. It has one thread, as the examples' matrices are
+# too small to share; and it keeps quiet that without ipywidgets tqdm draws no bars, which no page is about.
+os.environ["JUPYTER_PATH"] = str(Path(__file__).parent / "_kernels")
+# A package of the theme sets the whole process to log whatever happens, such as the start of every kernel.
+logging.getLogger("traitlets").setLevel(logging.WARNING)
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
