@@ -109,10 +109,18 @@ def objective_to_config(objective: Loss | None) -> dict[str, Any] | None:
     Example:
         >>> objective_to_config(IWAE(8))
         {'part': 'iwae', 'num_particles': 8}
+
+    Raises:
+        ValueError: it is none of those that have a name.
     """
     if objective is None:
         return None
-    (name,) = (name for name, kind in OBJECTIVES.items() if kind is type(objective))
+    name = next((name for name, kind in OBJECTIVES.items() if kind is type(objective)), None)
+    if name is None:
+        raise ValueError(
+            f"objective: expected one of {', '.join(OBJECTIVES)}, which a run can keep; got {objective!r}. Fit with "
+            "your own by inference.fit_svi or fit_em."
+        )
     return {"part": name, **dataclasses.asdict(objective)}  # type: ignore[call-overload]
 
 
