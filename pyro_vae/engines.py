@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from inference import Fit, Training, fit_em, fit_mcem, fit_svi
@@ -21,6 +20,7 @@ from inference.objectives import (
     WakeSleep,
 )
 from pyro_vae.data import Dataset
+from pyro_vae.parts.names import did_you_mean
 from pyro_vae.vae import VAE
 
 __all__ = [
@@ -135,9 +135,9 @@ def objective_from(config: Mapping[str, Any] | str | None) -> Loss | None:
     options = {"part": config} if isinstance(config, str) else dict(config)
     name = options.pop("part", None)
     if name not in OBJECTIVES:
-        close = get_close_matches(str(name), OBJECTIVES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}.{hint}")
+        raise ValueError(
+            f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}.{did_you_mean(name, OBJECTIVES)}"
+        )
     make: Callable[..., Loss] = OBJECTIVES[name]
     try:
         return make(**options)

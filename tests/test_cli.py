@@ -610,7 +610,8 @@ class TestCompletionOfBash:
     )
     def test_what_the_tab_key_offers(self, completion_script, typed, offered):
         line = f"pyro-vae {typed}"
-        asked = f'source "{completion_script}"; COMP_LINE="{line}" COMP_POINT={len(line)}; _pyro_vae; echo "${{COMPREPLY[@]}}"'
+        typing = f'COMP_LINE="{line}" COMP_POINT={len(line)}; _pyro_vae'
+        asked = f'source "{completion_script}"; {typing}; echo "${{COMPREPLY[@]}}"'
         done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, check=True)
         assert done.stdout.split() == offered and not done.stderr
 
