@@ -19,9 +19,9 @@ from pyro_vae.figures import draw_gaps, save
 from pyro_vae.jobs import Engine, fit_guide, fit_run, measure_run
 from pyro_vae.parts import Parts, options
 from pyro_vae.plots import plot_elbo
-from pyro_vae.run import CONFIG, FIGURES, Run, new_folder
+from pyro_vae.run import CONFIG, FIGURES, Run, new_folder, read_config
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["Demo", "run_demo", "table"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,16 +69,20 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
     Progress is logged.
 
     Args:
-        out: folder to write; a run that is there is replaced.
+        out: folder to write; a demonstration that is there is replaced.
         seed: of everything but the data.
 
     Raises:
-        ValueError: `out` cannot be written, or holds something else than a run.
+        ValueError: `out` cannot be written, or holds something else than a demonstration.
     """
     runs: dict[str, Run] = {}
     gaps: dict[str, Gaps] = {}
     if (out / CONFIG).is_file():
-        _log.info(f"{out} holds a run already: it is replaced when this one is complete.")
+        if read_config(out / CONFIG).get("command") != "demo":
+            raise ValueError(
+                f"--out {out}: it holds a run that is no demonstration; nothing was touched. Choose another."
+            )
+        _log.info(f"{out} holds a demonstration already: it is replaced when this one is complete.")
     with new_folder(out, replace=True) as folder, _one_thread():
         engines: tuple[Engine, Engine] = ("svi", "em")
         for engine in engines:

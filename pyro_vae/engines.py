@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from inference import Fit, Training, fit_em, fit_mcem, fit_svi
@@ -21,6 +20,7 @@ from inference.objectives import (
     WakeSleep,
 )
 from pyro_vae.data import Dataset
+from pyro_vae.parts.names import did_you_mean
 from pyro_vae.vae import VAE
 
 __all__ = [
@@ -109,10 +109,18 @@ def objective_to_config(objective: Loss | None) -> dict[str, Any] | None:
     Example:
         >>> objective_to_config(IWAE(8))
         {'part': 'iwae', 'num_particles': 8}
+
+    Raises:
+        ValueError: it is none of those that have a name.
     """
     if objective is None:
         return None
-    (name,) = (name for name, kind in OBJECTIVES.items() if kind is type(objective))
+    name = next((name for name, kind in OBJECTIVES.items() if kind is type(objective)), None)
+    if name is None:
+        raise ValueError(
+            f"objective: expected one of {', '.join(OBJECTIVES)}, which a run can keep; got {objective!r}. Fit with "
+            "your own by inference.fit_svi or fit_em."
+        )
     return {"part": name, **dataclasses.asdict(objective)}  # type: ignore[call-overload]
 
 
@@ -127,9 +135,9 @@ def objective_from(config: Mapping[str, Any] | str | None) -> Loss | None:
     options = {"part": config} if isinstance(config, str) else dict(config)
     name = options.pop("part", None)
     if name not in OBJECTIVES:
-        close = get_close_matches(str(name), OBJECTIVES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}.{hint}")
+        raise ValueError(
+            f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}.{did_you_mean(name, OBJECTIVES)}"
+        )
     make: Callable[..., Loss] = OBJECTIVES[name]
     try:
         return make(**options)

@@ -36,7 +36,7 @@ from pyro_vae.parts import Parts, Sizes, options
 from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["fit_guide", "fit_run", "measure_run", "start_at_data"]
+__all__ = ["choose_likelihood", "fit_guide", "fit_run", "measure_run", "start_at_data"]
 
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
@@ -81,6 +81,7 @@ def fit_run(
             f"encoder: expected one for the engine {engine}; got none. Choose one (encoder:mlp), or fit without it "
             "(pyro-vae em)."
         )
+    described = objective_to_config(objective)
     dataset = load(**data)
     parts = choose_likelihood(parts, dataset)
     sizes = Sizes(
@@ -111,7 +112,7 @@ def fit_run(
         "data": {"load": dict(data), "fingerprint": dataset.fingerprint, "base_measure": vae.likelihood.base_measure},
         "parts": parts.to_config(),
         "sizes": dataclasses.asdict(sizes),
-        "objective": objective_to_config(objective),
+        "objective": described,
         "training": training.describe(),
         "seed": seed,
     }
@@ -183,7 +184,7 @@ def measure_run(
 ) -> Gaps:
     """Measure the gaps of a run on its test split, and keep them in its folder.
 
-    A model fitted by variational EM has no encoder: one of the run's own design is first fitted to the frozen model.
+    A model fitted by EM has no encoder: one of the run's own design is first fitted to the frozen model.
 
     Args:
         run: the run; its `results.nc`, its figures and, where an encoder was fitted, its checkpoint are replaced.
@@ -198,12 +199,13 @@ def measure_run(
     test = _fixed(run.dataset.test)
     if num_data is not None:
         test = test.head(min(num_data, len(test)))
+    # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
+    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
     gaps = measure_gaps(run.vae.model, guide, test, families=families, seed=seed)
-    # Of a folder that has lost its draws the gaps are kept all the same.
-    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
+    (run.folder / FIGURES).mkdir(exist_ok=True)
     draw_gaps(run.folder / FIGURES, {ENGINES[run.engine]: gaps})
     image_shape = run.config["sizes"]["image_shape"]
     if image_shape is not None:

@@ -58,7 +58,8 @@ class Run:
         Raises:
             ValueError: they are not the same data any more.
         """
-        data = load(**self.config["data"]["load"])
+        with _as_configuration(self.folder / CONFIG):
+            data = load(**self.config["data"]["load"])
         if data.fingerprint != self.config["data"]["fingerprint"]:
             fitted = self.config["data"]["fingerprint"]
             raise ValueError(
@@ -78,14 +79,21 @@ class Run:
 
         Raises:
             FileNotFoundError: it is not there.
+            ValueError: it is damaged.
         """
         if not (self.folder / RESULTS).is_file():
             raise FileNotFoundError(
                 f"{self.folder}: expected {RESULTS}, draws and gaps, in its folder; there is none. Make it by pyro-vae "
                 f"gaps {self.folder}."
             )
-        with xr.open_datatree(self.folder / RESULTS, engine="h5netcdf") as tree:
-            return tree.load()
+        try:
+            with xr.open_datatree(self.folder / RESULTS, engine="h5netcdf") as tree:
+                return tree.load()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder / RESULTS}: expected draws and gaps; it cannot be read ({error}). Delete it, and "
+                f"measure again: pyro-vae gaps {self.folder}."
+            ) from error
 
     @property
     def gaps(self) -> Gaps | None:
@@ -130,13 +138,28 @@ def training_from(config: Mapping[str, Any]) -> Training:
 
     Args:
         config: the run's configuration.
+
+    Raises:
+        ValueError: a setting is missing, or there is none of that name.
     """
-    settings = dict(config["training"])
-    for name in ("optimizer", "schedule"):
-        # JSON has lists for tuples.
-        options = {key: tuple(value) if isinstance(value, list) else value for key, value in settings[name].items()}
-        settings[name] = getattr(inference.training, str(options.pop("part")))(**options)
-    return Training(**settings)
+    with _as_configuration("training"):
+        settings = dict(config["training"])
+        for name in ("optimizer", "schedule"):
+            # JSON has lists for tuples.
+            options = {key: tuple(value) if isinstance(value, list) else value for key, value in settings[name].items()}
+            settings[name] = getattr(inference.training, str(options.pop("part")))(**options)
+        return Training(**settings)
+
+
+@contextmanager
+def _as_configuration(where: Path | str) -> Iterator[None]:
+    """Read what a configuration must hold; what is missing or unknown in it is said in one line."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where}: expected a run's configuration; it has something missing or unknown ({error}). Fit again."
+        ) from error
 
 
 @contextmanager
@@ -144,12 +167,17 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill that becomes `out` when the block ends well, and vanishes when it does not.
 
     Args:
-        out: where the run shall lie; its parents are made.
+        out: where the run shall lie; its parents are made. Of a link it is the folder that it leads to.
         replace: whether a run that is there is replaced; it stays until the new one is complete.
 
     Raises:
-        ValueError: `out` holds a run already, or other files, or is a file.
+        ValueError: `out` holds a run already, or other files, or is a file or the folder one is in.
     """
+    if Path.cwd().is_relative_to(out.resolve()):
+        # It is put in place whole, which would leave a shell in a folder that is gone.
+        raise ValueError(
+            f"--out {out}: expected a folder to make; you are in it. Name one below, such as {out / 'run'}."
+        )
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: expected a folder; it is a file. Choose another.")
     if out.is_dir() and any(out.iterdir()):
@@ -161,16 +189,26 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
                 f"--out {out}: the folder already holds a run; nothing was touched. Choose another, or --overwrite."
             )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        place = out.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
     try:
         yield partial
         partial.chmod(0o755)
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        if not place.is_dir():
+            os.replace(partial, place)
+            return
+        # The old one is put aside, not removed, until the new one is there.
+        old = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        os.replace(place, old)
+        try:
+            os.replace(partial, place)
+        except BaseException:
+            os.replace(old, place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -222,12 +260,14 @@ def open_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     config = read_config(folder / CONFIG)
-    try:
-        parts, sizes = Parts.from_config(config["parts"]), Sizes(**config["sizes"])
-    except (KeyError, TypeError) as error:
+    if config.get("command", "fit") != "fit":
+        runs = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}")))
         raise ValueError(
-            f"{folder / CONFIG}: expected a run's configuration; {error} is missing or wrong. Fit again."
-        ) from error
+            f"{folder}: expected a run folder; pyro-vae {config['command']} wrote it. "
+            + (f"The runs in it: {runs}." if runs else "It keeps no run.")
+        )
+    with _as_configuration(folder / CONFIG):
+        parts, sizes = Parts.from_config(config["parts"]), Sizes(**config["sizes"])
     try:
         content = load_checkpoint(folder / CHECKPOINT)
     except FileNotFoundError as error:
@@ -235,6 +275,10 @@ def open_run(folder: str | Path) -> Run:
             f"{folder}: expected {CHECKPOINT}, the weights of the run, in its folder; there is none. Fit again: "
             f"pyro-vae {'fit' if config.get('engine') == 'svi' else 'em'} --config {folder / CONFIG}."
         ) from error
+    if not {"vae", "has_guide", "fit"} <= set(content):
+        raise ValueError(
+            f"{folder / CHECKPOINT}: expected the weights and the record of a run; it holds others. Fit again."
+        )
     with torch.random.fork_rng():
         modules = parts.build(sizes)
         # Variational EM keeps the family of its rows beside that of a guide fitted afterwards.
@@ -267,7 +311,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except NotADirectoryError as error:
+        raise ValueError(
+            f"{path.parent}: expected a run folder; it is a file. Name the folder that it lies in."
+        ) from error
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path.parent}: expected a run folder; there is no {path.name} in it. Make one by `pyro-vae fit --out "
             f"{path.parent}`."
@@ -276,7 +324,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected JSON; it cannot be read ({error}). Fit again.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a run's configuration; it holds a {type(config).__name__}. Fit again.")
-    written, here = str(config.get("versions", {}).get("pyro-vae", "0")), _version("pyro-vae")
+    with _as_configuration(path):
+        written, here = str(config.get("versions", {}).get("pyro-vae", "0")), _version("pyro-vae")
     if here != "unknown" and _numbers(written) > _numbers(here):
         raise ValueError(
             f"{path}: it was written by pyro-vae {written}, which is newer than this {here}. Install that version "

@@ -1,5 +1,9 @@
+import contextlib
+import io
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +20,8 @@ import pyro_vae.jobs
 from inference import Local, elbo
 from pyro_vae import __version__, open_run
 from pyro_vae.cli import main
+from pyro_vae.cli.options import DataOptions
+from pyro_vae.cli.output import next_command
 from pyro_vae.cli.parsing import VERBS, parse
 
 # In more than two dimensions a run draws fewer pictures.
@@ -345,8 +351,8 @@ BAD_DATA = {
 }
 
 BAD_WORDS = {
-    "unknown command": (["fti"], "Did you mean 'fit'"),
-    "unknown kind": (["list", "priors"], "expected data, prior"),
+    "unknown command": (["fti"], "Did you mean fit"),
+    "unknown kind": (["list", "priors"], "Expected one of .*data.*prior"),
     "no study": (["study", "{out}.yaml"], "expected a study file"),
     "no engine of this name": (["em", "--out={out}", "--variant=variatonal"], "variational"),
     "objective where there is none": (
@@ -354,10 +360,24 @@ BAD_WORDS = {
         "takes no other",
     ),
     "no draws": (["generate", "{out}", "--num-draws=0"], "--num-draws"),
-    "no shell": (["completion", "fish"], "bash, zsh, tcsh"),
+    "no shell": (["completion", "fish"], "bash.*zsh"),
     "configuration of nothing": (["fit", "--config", "{out}"], "there is no"),
     "configuration without a name": (["fit", "--config"], "after it"),
-    "configuration of a verb that has none": (["gaps", "--config", "{out}"], "gaps has none"),
+    "configuration that is an option": (["fit", "--config", "--out={out}"], "after it"),
+    "configuration of a verb that has none": (["gaps", "{out}", "--config", "x"], "Unknown option --config"),
+    "misspelt configuration": (["fit", "--out={out}", "--confg=x"], "Did you mean --config"),
+    "an option of no part": (
+        ["fit", "--out={out}", "--prior.scale", "2"],
+        r"^pyro-vae: Unknown option --prior\.scale\. The default prior has none\. Name the part .*prior:NAME\. See",
+    ),
+    "a part without its kind": (["fit", "--out={out}", "laplace"], "Did you mean prior:laplace"),
+    "a setting that training has not": (
+        ["fit", "--out={out}", "--training.zzz", "2"],
+        r"^pyro-vae: Unknown option --training\.zzz\. See",
+    ),
+    "no run given": (["gaps"], r"^pyro-vae: Missing from pyro-vae gaps: PATH .* See pyro-vae gaps --help\.$"),
+    "no estimators": (["evaluate", "{out}", "--estimators"], "--estimators: expected one or more"),
+    "the folder one is in": (["fit", "--out=."], "you are in it"),
     "unknown data": (["fit", "--out={out}", "--data=mnits"], "mnist"),
     "missing file": (["fit", "--out={out}", "--data=nothing.npy"], "nothing.npy"),
     "zero latents": (["fit", "--out={out}", "--num-latents=0"], "num_latents: expected a positive integer; got 0"),
@@ -404,6 +424,7 @@ BAD_WORDS = {
 def _check_refusal(words, expected, out, capsys):
     assert main(words) == 2
     captured = capsys.readouterr()
+    assert not re.search("[─-]{3}", captured.err), captured.err  # nothing of a frame
     assert captured.out == ""
     assert captured.err.startswith("pyro-vae: ")
     assert captured.err.count("\n") == 1, captured.err
@@ -443,11 +464,91 @@ class TestBadInput:
         words = ["fit", f"--out={out}", *SMALL, "training.optimizer:sgd", "--training.optimizer.lr=1e30"]
         _check_refusal(words, "not finite", out, capsys)
 
+    @pytest.mark.parametrize("case", ["no run given", "an option of no part", "no number", "unknown likelihood"])
+    def test_where_the_terminal_has_no_frames(self, case, tmp_path, capsys, monkeypatch):
+        """tyro frames its errors by other characters where the encoding is not UTF-8."""
+        words, expected = BAD_WORDS[case]
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", said)
+        assert main([word.format(out=tmp_path / "run") for word in words]) == 2
+        err = capsys.readouterr().err
+        assert re.search(expected, err) and err.count("\n") == 1 and "---" not in err, err
+        assert said.getvalue() == ""
+
     def test_from_a_shell_too(self, tmp_path):
         done = subprocess.run([sys.executable, "-m", "pyro_vae", "fit", "--data=x"], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("words", [["list", "prior"], ["--help"], ["fit", "--help"]])
+    def test_a_reader_who_goes_away(self, words):
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "w") as pipe:
+            command = [sys.executable, "-m", "pyro_vae", *words]
+            done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_an_interruption(self, tmp_path, capsys, monkeypatch):
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pyro_vae.cli.fitting.fit_run", stop)
+        assert main(["fit", f"--out={tmp_path / 'run'}"]) == 130
+        captured = capsys.readouterr()
+        assert captured.out == "" and "interrupted" in captured.err
+        assert not list(tmp_path.iterdir())
+
+
+DAMAGE = {
+    "training.foo": (lambda config: config["training"].update(foo=1), "foo"),
+    "no optimizer": (lambda config: config.update(training={}), "optimizer"),
+    "data.foo": (lambda config: config["data"]["load"].update(foo=1), "foo"),
+    "no data set": (lambda config: config.update(data={}), "load"),
+    "no latents": (lambda config: config.update(sizes={}), "num_latents"),
+    "versions": (lambda config: config.update(versions="1.0"), "versions|missing or unknown"),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("case", DAMAGE)
+    def test_a_configuration_is_refused_in_one_line(self, case, runs, tmp_path, capsys):
+        damage, expected = DAMAGE[case]
+        config = json.loads((runs / "svi" / "config.json").read_text())
+        damage(config)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        _check_refusal(["fit", f"--config={tmp_path}", f"--out={tmp_path / 'run'}"], expected, tmp_path / "run", capsys)
+
+    @pytest.mark.parametrize(
+        ("name", "write", "expected"),
+        [
+            ("results.nc", lambda path: path.write_text("x"), r"results\.nc.*Delete it"),
+            ("checkpoint.pt", lambda path: torch.save({"a": 1}, path), r"checkpoint\.pt.*holds others"),
+            ("config.json", lambda path: path.write_text('{"command": "demo"}'), "pyro-vae demo wrote it"),
+        ],
+    )
+    def test_a_file_of_a_run_is_refused_before_the_work(
+        self, name, write, expected, runs, tmp_path, capsys, monkeypatch
+    ):
+        run = tmp_path / "run"
+        shutil.copytree(runs / "svi", run)
+        write(run / name)
+        monkeypatch.setattr(pyro_vae.jobs, "measure_gaps", None)
+        assert main(["gaps", str(run)]) == 2
+        assert re.search(expected, capsys.readouterr().err)
+
+    def test_a_file_in_place_of_a_run(self, runs, capsys):
+        assert main(["gaps", str(runs / "svi" / "config.json")]) == 2
+        assert "it is a file" in capsys.readouterr().err
+
+    def test_pictures_are_made_anew_and_what_is_not_defined_is_null(self, runs, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(runs / "svi", run)
+        shutil.rmtree(run / "figures")
+        assert main(["gaps", str(run), "--num-data=1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["amortization_gap"]["se"] is None
+        assert (run / "figures" / "gaps.png").is_file()
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -473,11 +574,53 @@ def _whole(verb):
     return re.search(r"Example: pyro-vae (.*)", VERBS[verb].__doc__).group(1)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_verbs_and_options(shell, capsys):
-    assert main(["completion", shell]) == 0
+def test_completion_of_zsh_knows_verbs_and_options(capsys):
+    assert main(["completion", "zsh"]) == 0
     script = capsys.readouterr().out
-    assert "--num-latents" in script and "evaluate" in script
+    assert script.startswith("#compdef pyro-vae") and "--num-latents" in script and "evaluate" in script
+
+
+@pytest.fixture(scope="module")
+def completion_script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("completion") / "pyro-vae.bash"
+    with path.open("w") as written, contextlib.redirect_stdout(written):
+        assert main(["completion", "bash"]) == 0
+    return path
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+class TestCompletionOfBash:
+    @pytest.mark.parametrize(
+        ("typed", "offered"),
+        [
+            ("fi", ["fit"]),
+            ("fit --num-l", ["--num-latents"]),
+            ("fit --conf", ["--config"]),
+            # What follows a colon, a word of its own to bash.
+            ("fit prior:la", ["laplace"]),
+            ("em training.optimizer:", ["adam", "sgd"]),
+            ("fit prior:vamp-prior --prior.", ["--prior.num-components"]),
+            ("fit decoder:linear prior:laplace --prior.", ["--prior.scale"]),
+            ("evaluate runs/a --split t", ["train", "test"]),
+            ("em --variant mon", ["monte-carlo"]),
+            ("list pr", ["prior"]),
+            ("completion ", ["bash", "zsh"]),
+            ("gaps runs/", []),  # and bash offers files
+        ],
+    )
+    def test_what_the_tab_key_offers(self, completion_script, typed, offered):
+        line = f"pyro-vae {typed}"
+        typing = f'COMP_LINE="{line}" COMP_POINT={len(line)}; _pyro_vae'
+        asked = f'source "{completion_script}"; {typing}; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == offered and not done.stderr
+
+
+def test_the_next_command_names_the_data(tmp_path):
+    options = DataOptions(name="my data.csv", binarize="fixed", columns=("a", "b"), num_test=3)
+    said = next_command("fit", *options.words())
+    words = shlex.split(said.removeprefix("Next: pyro-vae "))
+    assert parse(words).data == options
 
 
 def test_version(capsys):
@@ -499,7 +642,7 @@ class TestDemo:
     def test_table_json_and_replacement(self, tmp_path, capsys, monkeypatch):
         out = tmp_path / "demo"
         out.mkdir()
-        (out / "config.json").write_text("{}")
+        (out / "config.json").write_text('{"command": "demo"}')
         made = []
 
         def run_once(out, *, seed):

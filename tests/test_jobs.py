@@ -3,6 +3,7 @@ import torch
 
 from inference import Training, elbo
 from pyro_vae.data import load
+from pyro_vae.engines import objective_to_config
 from pyro_vae.jobs import fit_guide, fit_run, measure_run, start_at_data
 from pyro_vae.parts import Parts, options
 from pyro_vae.priors import StandardNormal, VampPrior
@@ -78,6 +79,11 @@ def test_a_vamp_prior_starts_at_training_data(tmp_path):
     assert nearest.max() < 0.01 * 64**0.5 + 1e-4
     normal = StandardNormal(2)
     start_at_data(normal, train, seed=0)  # Has nothing to start.
+
+
+def test_an_objective_that_a_run_cannot_keep_is_refused_before_the_fit():
+    with pytest.raises(ValueError, match="expected one of pathwise.*which a run can keep"):
+        objective_to_config(object())
 
 
 def test_svi_without_an_encoder_is_refused(tmp_path):

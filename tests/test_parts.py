@@ -12,6 +12,8 @@ from inference import families
 from inference.guides import Amortized
 from pyro_vae import likelihoods, networks, parts, priors
 from pyro_vae.parts import KINDS, Parts, Sizes
+from pyro_vae.parts.names import kebab
+from pyro_vae.parts.signatures import descriptions
 from pyro_vae.vae import VAE
 
 SIZES = Sizes(num_latents=2, num_values=6, image_shape=(2, 3), max_value=16.0, num_levels=17, level_step=1.0)
@@ -54,7 +56,7 @@ def test_catalog_has_the_classes_of_the_rooms():
     ],
 )
 def test_names(class_name, name):
-    assert parts._kebab(class_name) == name
+    assert kebab(class_name) == name
 
 
 @every
@@ -94,7 +96,7 @@ def test_help_has_the_summary_and_every_option(kind, name, capsys):
     assert " ".join(summary[0].split()) in text
     for field in dataclasses.fields(parts.options(kind, name)):
         assert f"--{kind}.{field.name.replace('_', '-')}" in text
-        described = parts._descriptions(type(parts.options(kind, name)).__doc__)[field.name]
+        described = descriptions(type(parts.options(kind, name)).__doc__)[field.name]
         assert len(described) > 10, f"{name}.{field.name} has no entry in the docstring's Args"
         assert described in text
 

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,29 @@ class TestNewFolder:
         with pytest.raises(ValueError, match="it is a file"), new_folder(tmp_path / "letter", replace=replace):
             pass
         assert (tmp_path / "letter").read_text() == "x"
+
+    def test_a_link_leads_to_the_folder(self, tmp_path):
+        (tmp_path / "far").mkdir()
+        (tmp_path / "near").symlink_to(tmp_path / "far")
+        with new_folder(tmp_path / "near") as folder:
+            (folder / "config.json").write_text("{}")
+        assert (tmp_path / "near").is_symlink() and (tmp_path / "far" / "config.json").is_file()
+
+    def test_the_old_run_comes_back_when_the_new_one_cannot_take_its_place(self, tmp_path):
+        out = tmp_path / "run"
+        with new_folder(out) as folder:
+            (folder / "config.json").write_text("old")
+        with pytest.raises(OSError), new_folder(out, replace=True) as folder:  # noqa: PT011 (the system's)
+            shutil.rmtree(folder)
+            folder.write_text("in the way")
+        assert (out / "config.json").read_text() == "old"
+
+    @pytest.mark.parametrize("name", [".", "..", ""])
+    def test_the_folder_one_is_in_stays(self, tmp_path, monkeypatch, name):
+        (tmp_path / "a").mkdir()
+        monkeypatch.chdir(tmp_path / "a")
+        with pytest.raises(ValueError, match="you are in it"), new_folder(Path(name)):
+            pass
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("x")

@@ -22,17 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 2 where the input was wrong, 130 where it was interrupted.
+
+    Raises:
+        SystemExit: the help of a verb was asked for and printed, or a study was interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words == ["--version"]:
-        print(f"pyro-vae {__version__}")
-        return 0
-    if not words or words in (["--help"], ["-h"]):
-        print(overview())
-        return 0 if words else 2
     try:
-        with _spoken():
-            parse(words)()
+        try:
+            return _run(words)
+        finally:
+            # Here, where a reader who has gone away is known; at the interpreter's end it is a traceback.
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has read enough; nothing more may be written, not even at the end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -41,8 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pyro-vae: interrupted; nothing was written.", file=sys.stderr)
+        print("pyro-vae: interrupted; no run was written or replaced.", file=sys.stderr)
         return 130
+
+
+def _run(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"pyro-vae {__version__}")
+        return 0
+    if not words or words in (["--help"], ["-h"]):
+        print(overview())
+        return 0 if words else 2
+    with _spoken():
+        parse(words)()
     return 0
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from pyro_vae import plots
 from pyro_vae.cli.options import DataOptions, TrainingOptions
-from pyro_vae.cli.output import next_command, print_json, require_positive
+from pyro_vae.cli.output import next_command, print_json, require_positive, to_json
 from pyro_vae.comparison import TRAINING, compare
 from pyro_vae.data import load
 from pyro_vae.demo import run_demo, table
@@ -67,7 +67,7 @@ class CompareCommand:
             if folder is not None:
                 config = {"command": "compare", "data": {"load": self.data.load_arguments()}, **summary["settings"]}
                 (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-                (folder / "compare.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+                (folder / "compare.json").write_text(to_json(summary) + "\n")
                 save(plots.plot_comparison(comparison)[0], folder / "compare.png")
         if self.json:
             print_json(summary)
@@ -75,7 +75,7 @@ class CompareCommand:
         print(comparison)
         if self.out is not None:
             print(f"Written to {self.out}: compare.json, compare.png.")
-        print(next_command(f"pyro-vae fit --data {self.data.name} --num-latents {self.num_latents}"))
+        print(next_command("fit", *self.data.words(), "--num-latents", self.num_latents))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class DemoCommand:
     Example: pyro-vae demo --out runs/demo
 
     Attributes:
-        out: folder to write; a run that is there is replaced.
+        out: folder to write; a demonstration that is there is replaced.
         seed: of everything but the data.
         json: print the summary as JSON alone on standard output.
     """
@@ -103,7 +103,7 @@ class DemoCommand:
         print(table(demo))
         print()
         print(f"Written to {self.out}: the runs svi and em, figures/, gaps.json.")
-        print(next_command(f"pyro-vae gaps {self.out}/svi --families full-covariance"))
+        print(next_command("gaps", self.out / "svi", "--families", "full-covariance"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,4 +147,4 @@ class StudyCommand:
             return
         print(results)
         print(f"Written to {out}: {CELLS}/, {', '.join(file.name for file in files)}.")
-        print(next_command(f"pyro-vae report {out}"))
+        print(next_command("report", out))

@@ -31,6 +31,7 @@ class _Fitting:
         objective: what is minimised, and by which estimator of its gradient; none: the engine's own.
         seed: of initial weights, training and draws.
         json: print the record as JSON alone on standard output.
+        config: config.json of a run, or its folder: what it was made by is taken where nothing else is said.
     """
 
     out: Path | None = None
@@ -42,6 +43,8 @@ class _Fitting:
     objective: ObjectiveOption = None
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
+    # Read before all other options, which start from it: `cli.parsing`.
+    config: Path | None = None
 
     def engine(self) -> Engine:
         """Which engine fits."""
@@ -64,19 +67,25 @@ class _Fitting:
         variant = cls.of_engine(config["engine"])
         if variant is None:
             other = "fit" if config["engine"] == "svi" else "em"
-            raise ValueError(f"--config {path}: expected a run of this engine; repeat it with pyro-vae {other}.")
-        load = dict(config["data"]["load"])
+            raise ValueError(
+                f"--config {path}: that run was fitted by {config['engine']}; repeat it by pyro-vae {other}."
+            )
         settings = {name: value for name, value in vars(training_from(config)).items() if name != "callbacks"}
-        parts = PartsOptions.from_config(config["parts"])
-        return cls(
-            data=DataOptions(name=load.pop("name_or_path"), **load),
-            num_latents=config["sizes"]["num_latents"],
-            training=TrainingOptions(**settings),
-            parts=parts,
-            objective=objective_from(config.get("objective")),
-            seed=config["seed"],
-            **variant,
-        )
+        try:
+            load = dict(config["data"]["load"])
+            return cls(
+                data=DataOptions(name=load.pop("name_or_path"), **load),
+                num_latents=config["sizes"]["num_latents"],
+                training=TrainingOptions(**settings),
+                parts=PartsOptions.from_config(config["parts"]),
+                objective=objective_from(config.get("objective")),
+                seed=config["seed"],
+                **variant,
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"--config {path}: it has something missing or unknown ({error}). Fit without it."
+            ) from error
 
     def __call__(self) -> None:
         """Fit."""
@@ -110,7 +119,7 @@ class _Fitting:
         print(run.vae)
         print(fit)
         print(f"Written to {out}.")
-        print(next_command(f"pyro-vae gaps {out}"))
+        print(next_command("gaps", out))
 
 
 @dataclass(frozen=True, kw_only=True)

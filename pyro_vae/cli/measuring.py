@@ -22,7 +22,7 @@ __all__ = ["EvaluateCommand", "GapsCommand"]
 class GapsCommand:
     """Measure what amortization cost, on the test split of a run, and keep it in its folder.
 
-    A run of variational EM has no encoder: one of its own design is first fitted to the frozen model.
+    A run of EM has no encoder: one of its own design is first fitted to the frozen model.
 
     Example: pyro-vae gaps runs/digits --num-data 200
 
@@ -53,7 +53,7 @@ class GapsCommand:
         print(gaps)
         print("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in gaps.seconds.items()))
         print(f"Written to {self.run}: results.nc, figures/.")
-        print(next_command(f"pyro-vae report {self.run}"))
+        print(next_command("report", self.run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class EvaluateCommand:
     Attributes:
         run: the run's folder.
         split: which datapoints.
-        num_data: how many of them, the first ones; all by default.
+        num_data: how many of them, the first ones; None: all.
         estimators: elbo: the guide's bound; iwae: importance sampling; ais: annealed importance sampling.
         num_draws: draws of elbo and iwae.
         num_temperatures: of ais.
@@ -87,11 +87,13 @@ class EvaluateCommand:
     def __call__(self) -> None:
         """Evaluate."""
         require_positive("--num-data", self.num_data)
+        if not self.estimators:
+            raise ValueError("--estimators: expected one or more of elbo, iwae, ais; got none.")
         run = open_run(self.run)
         guide = run.vae.guide
         if guide is None:
             raise ValueError(
-                f"{self.run}: a run of variational EM has no encoder to evaluate. First: pyro-vae gaps {self.run}"
+                f"{self.run}: a run of EM has no encoder until one is fitted to it. First: pyro-vae gaps {self.run}"
             )
         data = getattr(run.dataset, self.split)
         data = data.fix() if data.resamples else data
@@ -110,4 +112,4 @@ class EvaluateCommand:
             return
         for label, one in found.items():
             print(f"{label}: {one}")
-        print(next_command(f"pyro-vae gaps {self.run}"))
+        print(next_command("gaps", self.run))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -86,6 +86,21 @@ class DataOptions:
     columns: tuple[str, ...] | None = None
     label: str | None = None
     stream: bool | None = None
+
+    def words(self) -> list[str]:
+        """What to type for these data; defaults are left out.
+
+        Example:
+            >>> DataOptions(name="mnist", binarize="fixed").words()
+            ['--data', 'mnist', '--data.binarize', 'fixed']
+        """
+        said = ["--data", self.name]
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                said += [f"--data.{field.name.replace('_', '-')}"]
+                said += map(str, value) if isinstance(value, tuple) else [str(value)]
+        return said
 
     def load_arguments(self) -> dict[str, Any]:
         """Arguments of `pyro_vae.load`."""

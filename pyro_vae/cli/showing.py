@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
 
+from inference.checkpoint import atomic_write
 from pyro_vae import plots
 from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.data import NAMED
 from pyro_vae.figures import save
-from pyro_vae.parts import KINDS, catalog
+from pyro_vae.parts import KINDS, Kind, catalog
 from pyro_vae.report import open_folder, write_report
 from pyro_vae.run import Run, open_run
 
@@ -58,15 +60,16 @@ class GenerateCommand:
                 f"--out {out}: expected a file in an existing folder; there is no {out.parent}. Make it first."
             )
         x = run.vae.generate(self.num_draws, seed=self.seed).cpu()
-        if out.suffix == ".npy":
-            np.save(out, x.numpy())
-        else:
-            save(plots.plot_samples(x, run.config["sizes"]["image_shape"]), out)
+        with atomic_write(out) as temporary:
+            if out.suffix == ".npy":
+                np.save(temporary, x.numpy())
+            else:
+                save(plots.plot_samples(x, run.config["sizes"]["image_shape"]), temporary)
         if self.json:
             print_json({"out": str(out), "shape": list(x.shape), "seed": self.seed})
             return
         print(f"Written to {out}: {len(x)} draws of {x.shape[1]} values.")
-        print(next_command(f"pyro-vae report {self.run}"))
+        print(next_command("report", self.run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class ReportCommand:
 
     Attributes:
         folder: of the run or the study.
-        out: file to write; by default report.html in the folder.
+        out: .html file to write, or to write anew; by default report.html in the folder.
         json: print the record as JSON alone on standard output.
     """
 
@@ -94,7 +97,7 @@ class ReportCommand:
             return
         print(f"Written to {out}.")
         unmeasured = isinstance(source, Run) and source.gaps is None
-        print(next_command(f"pyro-vae gaps {self.folder}" if unmeasured else f"open {out} in a browser"))
+        print(next_command("gaps", self.folder) if unmeasured else f"Next: open {out} in a browser.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,19 +107,16 @@ class ListCommand:
     Example: pyro-vae list prior
 
     Attributes:
-        kind: data, prior, likelihood, family, decoder or encoder; all by default.
+        kind: which.
         json: print the record as JSON alone on standard output.
     """
 
-    kind: tyro.conf.Positional[str] = "all"
+    kind: tyro.conf.Positional[Literal["all", "data", Kind]] = "all"
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __call__(self) -> None:
         """List."""
-        known = ("data", *KINDS)
-        if self.kind != "all" and self.kind not in known:
-            raise ValueError(f"list: expected {', '.join(known)}; got {self.kind!r}.")
-        chosen = known if self.kind == "all" else (self.kind,)
+        chosen: tuple[Literal["data", Kind], ...] = ("data", *KINDS) if self.kind == "all" else (self.kind,)
         found = {kind: _described(kind) for kind in chosen}
         if self.json:
             print_json(found)
@@ -126,15 +126,12 @@ class ListCommand:
             width = max(map(len, entries))
             for name, text in entries.items():
                 print(f"  {name:<{width}}  {text}")
-        print(next_command("pyro-vae fit prior:laplace --help"))
+        print(next_command("fit", "prior:laplace", "--help"))
 
 
-def _described(kind: str) -> dict[str, str]:
+def _described(kind: Literal["data", Kind]) -> dict[str, str]:
     if kind == "data":
         return {name: known.description for name, known in NAMED.items()} | {
             "FILE": "A path that ends in .npy, .npz, .csv or .parquet."
         }
-    return {
-        name: inspect.cleandoc(part.__doc__ or "").split("\n")[0]
-        for name, part in catalog(kind).items()  # type: ignore[arg-type]
-    }
+    return {name: inspect.cleandoc(part.__doc__ or "").split("\n")[0] for name, part in catalog(kind).items()}
