@@ -130,11 +130,10 @@ class TestElboTerms:
         ax = plot_elbo_terms(tracker)
         for name in ("training", "held-out"):
             upper = line(ax, f"E[log p(x | z)], {name}")
-            (lower,) = [one for one in ax.get_lines() if one.get_label().startswith(f"ELBO, {name} (")]
+            lower = line(ax, f"ELBO, {name}")
             np.testing.assert_allclose(upper.get_ydata(), tracker.reconstruction[name])
             np.testing.assert_allclose(upper.get_ydata() - lower.get_ydata(), tracker.kl[name])
             np.testing.assert_array_equal(lower.get_xdata(), tracker.epochs)
-            assert f"KL at the end: {tracker.kl[name][-1]:.3g}" in lower.get_label()
             assert upper.get_color() != lower.get_color() and upper.get_linestyle() == lower.get_linestyle()
         assert len(ax.figure.axes) == 1, "one scale, so that the distance is nats"
         assert line(ax, "E[log p(x | z)], training").get_linestyle() != upper.get_linestyle()
@@ -143,6 +142,22 @@ class TestElboTerms:
     def test_first_epochs_do_not_stretch_the_axis_and_are_mentioned(self):
         ax = plot_elbo_terms(make_tracker())
         assert ax.get_ylim()[0] > -200 and "below the axis" in ax.texts[0].get_text()
+
+    def test_the_legend_tells_terms_by_colour_and_data_by_dash(self):
+        tracker = make_tracker(names=("training", "held-out", "elsewhere"))
+        ax = plot_elbo_terms(tracker)
+        ends = [f"{tracker.kl[name][-1]:.3g}" for name in tracker.data]
+        assert legend(ax) == ["E[log p(x | z)]", "KL(q || p)", "ELBO"]
+        assert ax.get_legend().get_title().get_text() == (
+            f"KL at the end: {ends[0]} (training, solid), {ends[1]} (held-out, dashed),\n{ends[2]} (elsewhere, dotted)"
+        )
+        upper, _, lower = ax.get_legend().legend_handles
+        for term, handle in (("E[log p(x | z)]", upper), ("ELBO", lower)):
+            assert handle.get_color() == line(ax, f"{term}, held-out").get_color()
+        dashes = [line(ax, f"ELBO, {name}")._dash_pattern for name in tracker.data]
+        assert dashes[0][1] is None and max(dashes[1][1]) > max(dashes[2][1]), "solid, then long dashes, then dots"
+        alone = plot_elbo_terms(make_tracker(names=("training",))).get_legend().get_title().get_text()
+        assert alone == f"KL at the end: {ends[0]}"
 
     @pytest.mark.parametrize("num_epochs", [1, 3])
     def test_a_short_run_without_held_out_data(self, num_epochs):

@@ -23,6 +23,7 @@ T = TypeVar("T")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "o^sDvPX"  # One more than colours, so that the seventh of several looks unlike the first.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+DASH_WORDS = ("solid", "dashed", "dotted", "dash-dotted")
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from inference.results import Fit
 from inference.tracking import TermTracker
 from pyro_vae.plots._style import (
     COLORS,
+    DASH_WORDS,
     DASHES,
     MARKERS,
     above,
@@ -79,7 +80,8 @@ def plot_elbo(fits: Mapping[str, Fit], *, ax: Axes | None = None) -> Axes:
                 ax.plot(fit.best_epoch + 1, best, marker=marker, color=color, label=label, **dot)
         if shown:
             _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
-            _legend(ax, 3 if len(fits) == 1 else 2)
+            # A long name three times in one row would be wider than the Axes.
+            _legend(ax, 3 if len(fits) == 1 and len(name) < 10 else 2)
         _epochs(ax)
         ax.set_ylabel("ELBO (nats per datapoint)")
     return ax
@@ -97,8 +99,8 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes. Lines are labelled "E[log p(x | z)], <data>" and "ELBO, <data> (KL at the end: ...)"; between those of
-        the first data the KL is shaded.
+        The Axes. Lines are labelled "E[log p(x | z)], <data>" and "ELBO, <data>"; between those of the first data the
+        KL is shaded. The legend tells the terms by colour; its title tells the data by dash.
 
     Raises:
         ValueError: it saw no epoch.
@@ -114,7 +116,7 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
         >>> tracker = TermTracker(model.model, guide, {"training": x[:50], "held-out": x[50:]})
         >>> fit = fit_svi(model.model, guide, x[:50], training=Training(epochs=3, callbacks=[tracker]), seed=0)
         >>> ax = plot_elbo_terms(tracker)
-        >>> [line.get_label().split(" (")[0] for line in ax.lines]
+        >>> [line.get_label() for line in ax.lines]
         ['E[log p(x | z)], training', 'ELBO, training', 'E[log p(x | z)], held-out', 'ELBO, held-out']
         >>> plt.close(ax.figure)
     """
@@ -124,25 +126,30 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
             "Training(callbacks=[tracker]), and fit."
         )
     with drawing(ax, (6.0, 3.6)) as ax:
-        shown, everything = [], []
+        shown, everything, ends = [], [], []
         epochs = np.asarray(tracker.epochs)
-        for index, (dash, name) in enumerate(zip(cycle(DASHES), tracker.data, strict=False)):
+        several = len(tracker.data) > 1
+        for dash, words, name in zip(cycle(DASHES), cycle(DASH_WORDS), tracker.data, strict=False):
             reconstruction, kl = np.asarray(tracker.reconstruction[name]), np.asarray(tracker.kl[name])
             elbo = reconstruction - kl
             ax.plot(epochs, reconstruction, color=COLORS[1], linestyle=dash, label=f"E[log p(x | z)], {name}")
-            label = f"ELBO, {name} (KL at the end: {minus(f'{kl[-1]:.3g}')})"
-            ax.plot(epochs, elbo, color=COLORS[0], linestyle=dash, label=label)
-            if not index:
+            ax.plot(epochs, elbo, color=COLORS[0], linestyle=dash, label=f"ELBO, {name}")
+            if not ends:
                 # Shades of several would lie over each other.
                 shade: dict[str, Any] = {"color": "black", "alpha": 0.08, "linewidth": 0}
                 ax.fill_between(epochs, elbo, reconstruction, label=f"KL(q || p), {name}", **shade)
+            ends.append(minus(f"{kl[-1]:.3g}") + (f" ({name}, {words})" if several else ""))
             start = _settled(len(epochs))
             shown += [elbo[start:], reconstruction[start:]]
             everything += [elbo, reconstruction]
         _limit_from_below(ax, np.concatenate(shown), np.concatenate(everything))
         _epochs(ax)
         ax.set_ylabel("nats per datapoint")
-        _legend(ax, 2)
+        # What a colour is in the legend, what a dash is in its title: every line by name would be twice as many.
+        upper, lower, *_ = ax.lines
+        handles = {"E[log p(x | z)]": upper, "KL(q || p)": ax.collections[0], "ELBO": lower}
+        ends = [", ".join(ends[first : first + 2]) for first in range(0, len(ends), 2)]
+        _legend(ax, 3, handles.values(), handles, title="KL at the end: " + ",\n".join(ends), title_fontsize=8)
     return ax
 
 
@@ -159,9 +166,9 @@ def _epochs(ax: Axes) -> None:
     whole_ticks(ax.xaxis)
 
 
-def _legend(ax: Axes, num_columns: int) -> None:
+def _legend(ax: Axes, num_columns: int, *handles: Iterable[Any], **look: Any) -> None:
     """Over the note on the first epochs; inside, it would lie on the lines of an overfitted model."""
-    ax.legend(**{**above(num_columns), "bbox_to_anchor": (0.5, 1.05)})
+    ax.legend(*handles, **{**above(num_columns), "bbox_to_anchor": (0.5, 1.05)}, **look)
 
 
 def _settled(num_epochs: int) -> int:
