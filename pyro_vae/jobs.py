@@ -36,7 +36,7 @@ from pyro_vae.parts import Parts, Sizes, options
 from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["fit_guide", "fit_run", "measure_run", "start_at_data"]
+__all__ = ["fit_guide", "fit_run", "gaps_label", "measure_run", "start_at_data"]
 
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
@@ -204,11 +204,20 @@ def measure_run(
     tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
-    draw_gaps(run.folder / FIGURES, {ENGINES[run.engine]: gaps})
+    draw_gaps(run.folder / FIGURES, {gaps_label(run.engine): gaps})
     image_shape = run.config["sizes"]["image_shape"]
     if image_shape is not None:
         draw_worst(run.folder / FIGURES, gaps, run.vae, guide, test.tensor(), tuple(image_shape))
     return gaps
+
+
+def gaps_label(engine: str) -> str:
+    """What pictures of gaps call a model: where its engine has no encoder, with the one that they were measured with.
+
+    Args:
+        engine: by its name in `pyro_vae.engines`.
+    """
+    return ENGINES[engine] + ("" if needs_encoder(engine) else ", encoder fitted afterwards")
 
 
 def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> tuple[Amortized, Fit]:

@@ -1,11 +1,16 @@
 """What the pictures of a run are computed from, where it is more than decoding."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import xarray as xr
 from pyro.distributions import Gamma
 
 from inference import Amortized, Constrained, Evidence, Gaps, Local, MeanField, PlanarFlow
-from pyro_vae import figures
+from pyro_vae import figures, jobs
+from pyro_vae.data import load
+from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import Binomial
 from pyro_vae.networks import MLP
 from pyro_vae.priors import StandardNormal
@@ -69,6 +74,20 @@ def test_the_guide_and_the_model_have_the_same_bits_after():
     assert isinstance(vae.guide, Amortized)
     figures._posterior(vae, vae.guide, X)
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gaps_of_a_model_without_an_encoder_say_where_theirs_comes_from(engine, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(jobs, "draw_gaps", lambda _, gaps: drawn.extend(gaps))
+    monkeypatch.setattr(jobs, "measure_gaps", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "gaps_dataset", lambda *_, **__: xr.Dataset())
+    run = SimpleNamespace(folder=tmp_path, engine=engine, vae=make_vae(MeanField(2)), save_results=lambda _: None)
+    run.dataset = load("digits")
+    run.config = {"sizes": {"image_shape": None}}
+    jobs.measure_run(run)
+    afterwards = ", encoder fitted afterwards" if engine in ("em", "mcem") else ""
+    assert drawn == [ENGINES[engine] + afterwards]
 
 
 class TestGaps:
