@@ -257,7 +257,7 @@ def plot_worst(
         gaps: the record.
         x: (N, P) the datapoints that were measured.
         image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
-            dots and its means as lines.
+            dots and its means as lines, or, of up to 40 values, as hollow markers.
         means: `{name: (N, P)}` rows to show below, such as reconstructions from q and from q*.
         k: how many.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
