@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xarray as xr
@@ -217,7 +217,7 @@ def gaps_label(engine: str) -> str:
     Args:
         engine: by its name in `pyro_vae.engines`.
     """
-    return ENGINES[engine] + ("" if needs_encoder(engine) else ", encoder fitted afterwards")
+    return ENGINES[engine] + ("" if needs_encoder(cast(Engine, engine)) else ", encoder fitted afterwards")
 
 
 def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> tuple[Amortized, Fit]:

@@ -126,7 +126,8 @@ def _draw(
                 shifted = rows - way * spacing
                 if are_variables(num_values):
                     look: dict[str, Any] = {"c": np.repeat(shades, num_values, axis=0), "linewidths": 0}
-                    ax.scatter(*beside(shifted).reshape(-1, 2).T, s=dot_area(num_steps * num_values), **look)
+                    x, y = beside(shifted).reshape(-1, 2).T
+                    ax.scatter(x, y, s=dot_area(num_steps * num_values), **look)
                 else:
                     lines = [np.column_stack([np.arange(num_values), row]) for row in shifted]
                     ax.add_collection(LineCollection(lines, colors=shades, linewidths=1.1))
