@@ -15,8 +15,9 @@ import torch
 
 from inference import Adam, Cosine, Gaps, Training, by_one_estimator
 from inference.results import summarise
+from pyro_vae.engines import ENGINES, Engine
 from pyro_vae.figures import draw_gaps, save
-from pyro_vae.jobs import Engine, fit_guide, fit_run, measure_run
+from pyro_vae.jobs import fit_guide, fit_run, gaps_label, measure_run
 from pyro_vae.parts import Parts, options
 from pyro_vae.plots import plot_elbo
 from pyro_vae.run import CONFIG, FIGURES, Run, new_folder, read_config
@@ -112,9 +113,8 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
         demo = Demo(gaps, summarise(em.value - svi.value, em.se.hypot(svi.se)))
         figures = folder / FIGURES
         figures.mkdir()
-        named = {"SVI": "svi", "variational EM": "em"}
-        draw_gaps(figures, {name: gaps[engine] for name, engine in named.items()})
-        save(plot_elbo({name: runs[engine].fit for name, engine in named.items()}), figures / "elbo.png")
+        draw_gaps(figures, {gaps_label(engine): gaps[engine] for engine in engines})
+        save(plot_elbo({ENGINES[engine]: runs[engine].fit for engine in engines}), figures / "elbo.png")
         (folder / "gaps.json").write_text(json.dumps(demo.summary(), indent=2) + "\n")
         (folder / CONFIG).write_text(json.dumps({"command": "demo", "seed": seed}, indent=2) + "\n")
     return demo

@@ -32,6 +32,9 @@ NUM_PAIRS, NUM_STEPS = 5, 9
 # Latent dimensions whose traversal is shown, those with the most information, and how far it goes, in quantiles.
 NUM_TRAVERSED = 8
 REACH = (0.02, 0.98)
+# Of a dimension that says nothing about x: the variance of its mean is less than this share of the prior's, the
+# threshold of `elbo_surgery`.
+INACTIVE, THRESHOLD = "inactive", 0.01
 # Draws of the prior and of the aggregate posterior.
 NUM_AGGREGATE = 2000
 # Grid points of a dimension, where a posterior is drawn and where it is searched for.
@@ -73,7 +76,10 @@ def draw_fit(
     if ways is not None:
         save(plots.plot_interpolations(ways, image_shape, ink=ink), folder / "interpolations.png")
     images, names = _traversals(vae, guide, x, z)
-    save(plots.plot_traversals(images, image_shape, names=names, ink=ink), folder / "traversals.png")
+    drawn = plots.plot_traversals(images, image_shape, names=names, ink=ink)
+    if any(INACTIVE in name for name in names):
+        drawn.set_xlabel(f"{drawn.get_xlabel()}\n{INACTIVE}: the mean of q is nearly the same for every datapoint")
+    save(drawn, folder / "traversals.png")
     save(plots.plot_aggregate(*_both(vae, guide, x)), folder / "aggregate.png")
     if z.shape[1] == 2:
         save(plots.plot_posterior(*_posterior(vae, guide, x)), folder / "posterior.png")
@@ -141,8 +147,13 @@ def _interpolations(vae: VAE, z: Tensor) -> Float[Tensor, "R T P"] | None:
 
 @torch.no_grad()
 def _traversals(vae: VAE, guide: Amortized | Local, x: Tensor, z: Tensor) -> tuple[Float[Tensor, "R T P"], list[str]]:
-    """One datapoint, each of the dimensions whose mean varies most over datapoints moved through the prior's range."""
-    order = z.var(0).argsort(descending=True)[:NUM_TRAVERSED].sort().values.tolist()
+    """One datapoint, each of the dimensions whose mean varies most over datapoints moved through the prior's range.
+
+    Those that are inactive are named so: what does not change along them looks like data.
+    """
+    # Of one datapoint it is not known, and no dimension is called inactive.
+    spread = z.var(0) if len(z) > 1 else torch.full_like(z[0], math.nan)
+    order = spread.argsort(descending=True)[:NUM_TRAVERSED].sort().values.tolist()
     with eval_mode(vae.model), seeded(0):
         draws = vae.prior().sample((4096,))
         ends = draws.quantile(torch.tensor(REACH).to(draws), dim=0)
@@ -150,7 +161,9 @@ def _traversals(vae: VAE, guide: Amortized | Local, x: Tensor, z: Tensor) -> tup
         ways = z[0].expand(len(order), NUM_STEPS, -1).clone()
         for row, dim in enumerate(order):
             ways[row, :, dim] = torch.lerp(ends[0, dim], ends[1, dim], share)
-        return vae.decode(ways).mean, [f"$z_{{{dim + 1}}}$" for dim in order]
+        inactive = spread <= THRESHOLD * draws.var(0)
+        names = [f"$z_{{{dim + 1}}}$" + inactive[dim].item() * f"\n({INACTIVE})" for dim in order]
+        return vae.decode(ways).mean, names
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xarray as xr
@@ -36,7 +36,7 @@ from pyro_vae.parts import Parts, Sizes, options
 from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["choose_likelihood", "fit_guide", "fit_run", "measure_run", "start_at_data"]
+__all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "measure_run", "start_at_data"]
 
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
@@ -206,11 +206,20 @@ def measure_run(
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
     (run.folder / FIGURES).mkdir(exist_ok=True)
-    draw_gaps(run.folder / FIGURES, {ENGINES[run.engine]: gaps})
+    draw_gaps(run.folder / FIGURES, {gaps_label(run.engine): gaps})
     image_shape = run.config["sizes"]["image_shape"]
     if image_shape is not None:
         draw_worst(run.folder / FIGURES, gaps, run.vae, guide, test.tensor(), tuple(image_shape))
     return gaps
+
+
+def gaps_label(engine: str) -> str:
+    """What pictures of gaps call a model: where its engine has no encoder, with the one that they were measured with.
+
+    Args:
+        engine: by its name in `pyro_vae.engines`.
+    """
+    return ENGINES[engine] + ("" if needs_encoder(cast(Engine, engine)) else ", encoder fitted afterwards")
 
 
 def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> tuple[Amortized, Fit]:

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from plot_records import (
     legend,
     line,
@@ -154,7 +155,8 @@ class TestElboTerms:
         upper, _, lower = ax.get_legend().legend_handles
         for term, handle in (("E[log p(x | z)]", upper), ("ELBO", lower)):
             assert handle.get_color() == line(ax, f"{term}, held-out").get_color()
-        assert [line(ax, f"ELBO, {name}").get_linestyle() for name in tracker.data] == ["-", "--", ":"]
+        dashes = [line(ax, f"ELBO, {name}")._dash_pattern for name in tracker.data]
+        assert dashes[0][1] is None and max(dashes[1][1]) > max(dashes[2][1]), "solid, then long dashes, then dots"
         alone = plot_elbo_terms(make_tracker(names=("training",))).get_legend().get_title().get_text()
         assert alone == f"KL at the end: {ends[0]}"
 
@@ -242,30 +244,75 @@ class TestGapHistogram:
         plot_gap_histogram({"SVI": make_gaps(1)}).figure.canvas.draw()
 
 
+def dots(ax):
+    (found,) = [one for one in ax.collections if isinstance(one, PathCollection)]
+    return found
+
+
 class TestGapScatter:
     @pytest.mark.parametrize("term", ["amortization_gap", "approximation_gap", "inference_gap"])
     def test_points_and_bars_are_the_record(self, term):
         gaps = {"SVI": make_gaps(50), "EM": make_gaps(40, amortization=-0.3)}
         ax = plot_gap_scatter(gaps, term=term)
-        containers = ax.containers
-        assert [container.get_label() for container in containers] == ["SVI, N = 50", "EM, N = 40"]
-        for container, record in zip(containers, gaps.values(), strict=True):
-            points, _, (bars,) = container
-            np.testing.assert_array_equal(points.get_xdata(), record.log_evidence)
-            np.testing.assert_array_equal(points.get_ydata(), getattr(record, term))
+        assert legend(ax) == ["SVI, N = 50", "EM, N = 40"]
+        shown = {tuple(point): index for index, point in enumerate(dots(ax).get_offsets().tolist())}
+        assert len(shown) == 90
+        paths, colors = dots(ax).get_paths(), dots(ax).get_facecolors()
+        looks = []
+        for container, record in zip(ax.containers, gaps.values(), strict=True):
+            _, _, (bars,) = container
+            value = getattr(record, term)
             ends = np.array([segment[:, 1] for segment in bars.get_segments()])
-            np.testing.assert_allclose(np.diff(ends)[:, 0] / 2, getattr(record, f"{term}_se"))
-        assert ax.get_ylabel() == f"{term.replace('_', ' ')} (nats)"
-        assert containers[0][0].get_marker() != containers[1][0].get_marker()
+            np.testing.assert_allclose(ends.mean(1), value, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(np.diff(ends)[:, 0] / 2, getattr(record, f"{term}_se"), rtol=1e-4, atol=1e-5)
+            places = [shown[point] for point in zip(record.log_evidence.tolist(), value.tolist(), strict=True)]
+            looks.append({(len(paths[place]), *colors[place].tolist()) for place in places})
+        assert [len(look) for look in looks] == [1, 1] and looks[0] != looks[1], "a look of its own for each model"
+        assert ax.get_ylabel() == f"{term.replace('_', ' ')} (nats)" and ax.get_yscale() == "linear"
+        error = torch.cat([getattr(record, f"{term}_se") for record in gaps.values()]).numpy()
+        title = ax.get_legend().get_title().get_text()
+        assert title == f"bars: ± 1 Monte Carlo standard error, median {np.median(error):.2g}"
+
+    def test_no_model_hides_another(self):
+        """Whatever comes last lies on top: of a model it must be no more than its share."""
+        gaps = {"SVI": make_gaps(300), "EM": make_gaps(100)}
+        last = dots(plot_gap_scatter(gaps)).get_facecolors()[-100:]
+        assert (last == last[-1]).all(1).sum() in (25, 75)
+
+    @pytest.mark.parametrize(("scale", "above"), [(1.0, "1"), (100.0, "100"), (1e-3, "0.1")])
+    def test_outliers_do_not_squash_the_rest(self, scale, above):
+        """The last gaps are noise of some 0.08 nats, which no log scale stretches."""
+        gaps = make_gaps(50)
+        gaps.amortization_gap.mul_(scale)[3] = 150.0
+        ax = plot_gap_scatter({"SVI": gaps})
+        squashed = scale < 100
+        assert ax.get_yscale() == ("symlog" if squashed else "linear")
+        assert ax.get_ylabel() == "amortization gap (nats)" + squashed * f", log scale above {above}"
+        assert ax.get_ylim()[1] > 150
+        ax.figure.canvas.draw()
+        assert "100" in [label.get_text() for label in ax.get_yticklabels()]
 
     def test_one_datapoint_and_an_error_that_is_not_known(self):
         gaps = make_gaps(1)
         gaps.amortization_gap_se[:] = torch.nan
-        plot_gap_scatter({"SVI": gaps}).figure.canvas.draw()
+        ax = plot_gap_scatter({"SVI": gaps})
+        ax.figure.canvas.draw()
+        assert ax.get_legend().get_title().get_text() == "bars: ± 1 Monte Carlo standard error"
 
     def test_of_many_no_two_look_alike(self):
         ax = plot_gap_scatter({f"seed {seed}": make_gaps(2) for seed in range(20)})
-        assert len({(points.lines[0].get_color(), points.lines[0].get_marker()) for points in ax.containers}) == 20
+        assert len({(one.get_color(), one.get_marker()) for one in ax.get_legend().legend_handles}) == 20
+
+
+@pytest.mark.parametrize("plot", [plot_gap_scatter, plot_gap_histogram, plot_gaps])
+def test_long_names_reach_over_no_edge(plot):
+    names = [f"{engine} EM, encoder fitted afterwards" for engine in ("variational", "Monte Carlo")]
+    ax = plot({name: make_gaps() for name in names})
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.x0 > 0 and legend.x1 < ax.figure.bbox.x1
+    left, right = (label.get_window_extent() for label in ax.get_xticklabels()[:2])
+    assert left.x1 < right.x0
 
 
 class TestComparison:

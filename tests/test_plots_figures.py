@@ -1,11 +1,18 @@
 """What the pictures of a run are computed from, where it is more than decoding."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+import xarray as xr
+from plot_records import make_fit
 from pyro.distributions import Gamma
 
 from inference import Amortized, Constrained, Evidence, Gaps, Local, MeanField, PlanarFlow
-from pyro_vae import figures
+from pyro_vae import figures, jobs
+from pyro_vae.data import load
+from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import Binomial
 from pyro_vae.networks import MLP
 from pyro_vae.priors import StandardNormal
@@ -63,12 +70,49 @@ class TestPosterior:
             assert (surface[outside] == -torch.inf).all() and not surface.isnan().any()
 
 
+class TestTraversals:
+    def test_dimensions_whose_mean_hardly_varies_are_inactive(self):
+        vae, x = make_vae(MeanField(2)), torch.rand(50, 4, dtype=torch.float64)
+        z = torch.randn(50, 2, dtype=torch.float64) * torch.tensor([1.0, 0.05])
+        images, names = figures._traversals(vae, vae.guide, x, z)
+        assert names == ["$z_{1}$", "$z_{2}$\n(inactive)"] and images.shape == (2, figures.NUM_STEPS, 4)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.0])
+    def test_the_picture_says_what_inactive_means(self, scale, monkeypatch):
+        vae, notes = make_vae(MeanField(2)), {}
+        with torch.no_grad():
+            list(vae.guide.encoder.parameters())[-2].mul_(scale)
+        monkeypatch.setattr(figures, "save", lambda ax, path: notes.setdefault(path.name, ax.get_xlabel()))
+        shown = SimpleNamespace(tensor=lambda: torch.cat([X, 3 * X, -X]), labels=None)
+        figures.draw_fit(Path(), {"SVI": make_fit()}, vae, vae.guide, shown, None)
+        assert ("\ninactive: the mean of q" in notes["traversals.png"]) == (scale == 0)
+        figures.plt.close("all")
+
+    def test_of_one_datapoint_nothing_is_said(self):
+        vae = make_vae(MeanField(2))
+        assert figures._traversals(vae, vae.guide, X[:1], torch.zeros(1, 2))[1] == ["$z_{1}$", "$z_{2}$"]
+
+
 def test_the_guide_and_the_model_have_the_same_bits_after():
     vae = make_vae(MeanField(2))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     assert isinstance(vae.guide, Amortized)
     figures._posterior(vae, vae.guide, X)
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gaps_of_a_model_without_an_encoder_say_where_theirs_comes_from(engine, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(jobs, "draw_gaps", lambda _, gaps: drawn.extend(gaps))
+    monkeypatch.setattr(jobs, "measure_gaps", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "gaps_dataset", lambda *_, **__: xr.Dataset())
+    run = SimpleNamespace(folder=tmp_path, engine=engine, vae=make_vae(MeanField(2)), save_results=lambda _: None)
+    run.dataset = load("digits")
+    run.config = {"sizes": {"image_shape": None}}
+    jobs.measure_run(run)
+    afterwards = ", encoder fitted afterwards" if engine in ("em", "mcem") else ""
+    assert drawn == [ENGINES[engine] + afterwards]
 
 
 class TestGaps:

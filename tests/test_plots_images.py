@@ -61,14 +61,28 @@ class TestImages:
         np.testing.assert_array_equal(image[3:5, 4:7].ravel(), self.x[4])
 
     def test_data_that_are_not_images_are_lines(self):
-        ax = plot_samples(torch.as_tensor(self.x))
+        wide = np.arange(5 * 41.0).reshape(5, 41)
+        ax = plot_samples(torch.as_tensor(wide))
         (lines,) = ax.collections
-        np.testing.assert_array_equal([segment[:, 1] for segment in lines.get_segments()], self.x)
+        np.testing.assert_array_equal([segment[:, 1] for segment in lines.get_segments()], wide)
+        assert ax.get_xlabel() == "index of the data value" and ax.get_title() == "5 draws, one line each"
+        ax = plot_reconstructions(wide, wide / 2)
+        assert line(ax, "original").get_linestyle() == "None" != line(ax, "reconstruction").get_linestyle()
+
+    def test_a_few_values_are_variables_that_no_line_joins(self):
+        ax = plot_samples(torch.as_tensor(self.x))
+        (dots,) = ax.collections
+        places = dots.get_offsets().reshape(5, 6, 2)
+        np.testing.assert_array_equal(places[..., 1], self.x)
+        np.testing.assert_array_equal(places[..., 0].round(), np.broadcast_to(np.arange(6), (5, 6)))
+        assert ax.get_xlabel() == "variable (index)" and "dot" in ax.get_title() and not ax.lines
         ax = plot_reconstructions(self.x, self.x / 2)
-        dots, fitted = line(ax, "original").get_ydata(), line(ax, "reconstruction").get_ydata()
-        np.testing.assert_array_equal(dots, self.x[0])
-        np.testing.assert_array_equal(fitted, self.x[0] / 2)
+        dots, fitted = line(ax, "original"), line(ax, "reconstruction")
+        np.testing.assert_array_equal(dots.get_ydata(), self.x[0])
+        np.testing.assert_array_equal(fitted.get_ydata(), self.x[0] / 2)
         np.testing.assert_allclose(ax.get_lines()[2].get_ydata() - ax.get_yticks()[1], self.x[1])
+        assert dots.get_linestyle() == fitted.get_linestyle() == "None" and dots.get_marker() != fitted.get_marker()
+        assert ax.get_xlabel() == "variable (index)"
 
     @pytest.mark.parametrize("shift", [-200.0, 100.0])
     def test_ticks_of_values_far_from_zero_lie_at_their_rows(self, shift):
@@ -97,11 +111,16 @@ class TestImages:
         assert ax.get_xlabel() == "$z_1$" and ax.get_ylabel() == "$z_2$"
 
     def test_manifold_of_data_that_are_not_images(self):
-        images = np.zeros((2, 2, 5))
+        images = np.zeros((2, 2, 41))
         images[1, 0, -1] = 1.0
         (lines,) = plot_manifold(images).collections
         highest = max((segment[-1] for segment in lines.get_segments()), key=lambda point: point[1] % 1)
         assert 1 < highest[0] < 2 and highest[1] < 1
+        ax = plot_manifold(images[..., 36:])
+        (dots,) = [one for one in ax.lines if one.get_marker() == "o"]
+        assert dots.get_linestyle() == "None" and len(dots.get_xdata()) == 20 and not ax.collections
+        outside = (dots.get_ydata() % 1).argmax()
+        assert 1 < dots.get_xdata()[outside] < 2 and dots.get_ydata()[outside] < 1
 
 
 class TestPaths:
@@ -146,13 +165,28 @@ class TestPaths:
         np.testing.assert_array_equal(shown_image(ax).ravel(), self.x[0, 0])
 
     def test_data_that_are_not_images_are_lines_from_dark_to_light(self):
-        ax = plot_traversals(self.x, steps=[0.0, 1.0, 2.0])
+        wide = np.arange(2 * 3 * 41.0).reshape(2, 3, 41)
+        ax = plot_traversals(wide, steps=[0.0, 1.0, 2.0])
         assert len(ax.collections) == 2
         for way, lines in enumerate(ax.collections):
-            for values, segment in zip(self.x[way], lines.get_segments(), strict=True):
+            for values, segment in zip(wide[way], lines.get_segments(), strict=True):
                 np.testing.assert_allclose(segment[:, 1] - ax.get_yticks()[way], values)
             assert (np.diff(lines.get_colors()[:, 3]) < 0).all()
         assert ax.get_xlabel() == "index of the data value; dark: 0, light: 2"
+
+    def test_a_few_values_are_variables_along_each_of_which_the_way_runs(self):
+        ax = plot_interpolations(self.x)
+        assert len(ax.collections) == 2 and not ax.lines
+        for way, dots in enumerate(ax.collections):
+            places = dots.get_offsets().reshape(3, 6, 2)
+            np.testing.assert_allclose(places[..., 1] - ax.get_yticks()[way], self.x[way])
+            np.testing.assert_array_equal(places[..., 0].round(), np.broadcast_to(np.arange(6), (3, 6)))
+            assert (np.diff(places[..., 0], axis=0) > 0).all(), "the start is on the left"
+            shades = dots.get_facecolors()[:, 3].reshape(3, 6)
+            assert (np.diff(shades, axis=0) < 0).all(), "the start is dark"
+        assert ax.get_xlabel() == "variable (index); in each, left (dark) to right (light): start to end"
+        (dots,) = plot_interpolations(self.x[:1, :1]).collections
+        np.testing.assert_array_equal(dots.get_offsets()[:, 0], np.arange(6))
 
 
 class TestWorst:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import SymmetricalLogLocator
 
 from inference.results import Gaps
 from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, scale_note, show, tile
@@ -33,6 +38,7 @@ Term = Literal["approximation_gap", "amortization_gap", "inference_gap"]
 ErrorKind = Literal["se", "mc_se"]
 
 _GAP_COLORS = {"approximation_gap": COLORS[5], "amortization_gap": COLORS[1], "inference_gap": "#333333"}
+_PATHS = {marker: (style := MarkerStyle(marker)).get_path().transformed(style.get_transform()) for marker in MARKERS}
 _ERRORS = {"se": "another sample of datapoints", "mc_se": "another seed of the measurement"}
 
 
@@ -102,7 +108,7 @@ def plot_gaps(gaps: Mapping[str, Gaps], *, error: ErrorKind = "se", ax: Axes | N
                     fontsize=8,
                 )
         ax.axhline(0.0, color="black", linewidth=0.8)
-        names = [f"{name}\n{record.family}, N = {len(record)}" for name, record in gaps.items()]
+        names = [f"{fill(name, 28)}\n{record.family}, N = {len(record)}" for name, record in gaps.items()]
         ax.set_xticks(centre, names)
         ax.set_xlim(-0.6, len(gaps) - 0.4)
         ax.margins(y=0.12)
@@ -155,19 +161,24 @@ def plot_gap_histogram(
             mean = gaps[name].summary()[term]["mean"]
             percent = np.full(len(value), 100 / len(value))
             label = f"{name}: mean {minus(f'{mean:.2f}')}, N = {len(value)}"
-            fill: dict[str, Any] = {"color": color, "alpha": 0.25, "histtype": "stepfilled"}
-            ax.hist(value, edges, weights=percent, **fill)
+            area: dict[str, Any] = {"color": color, "alpha": 0.25, "histtype": "stepfilled"}
+            ax.hist(value, edges, weights=percent, **area)
             outline: dict[str, Any] = {"color": color, "histtype": "step", "linewidth": 1.4, "linestyle": dash}
             ax.hist(value, edges, weights=percent, label=label, **outline)
             ax.axvline(mean, color=color, linestyle=dash, linewidth=1.2)
         ax.axvline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel=f"{words(term)} of a datapoint (nats)", ylabel="% of datapoints")
-        ax.legend(title="vertical lines: means", title_fontsize=8, **above(min(len(gaps), 2)))
+        handles, _ = ax.get_legend_handles_labels()
+        ax.legend(title="vertical lines: means", title_fontsize=8, **above(_columns(handles, 2)))
     return ax
 
 
 def plot_gap_scatter(gaps: Mapping[str, Gaps], *, term: Term = "amortization_gap", ax: Axes | None = None) -> Axes:
     """One gap of each datapoint against its log p(x): which datapoints pay.
+
+    Points of several models are drawn in turn, so that no model hides another. Where the largest gap is more than ten
+    times the median (or twice that of its standard errors), gaps are on a log scale above a power of ten that the axis
+    names, and linear below it.
 
     Args:
         gaps: `{name: Gaps}`.
@@ -175,7 +186,8 @@ def plot_gap_scatter(gaps: Mapping[str, Gaps], *, term: Term = "amortization_gap
         ax: Axes to draw on; default: a new figure.
 
     Returns:
-        The Axes, with one error bar container a model; bars are one Monte Carlo standard error.
+        The Axes, with one error bar container a model; bars are one Monte Carlo standard error, often shorter than a
+        point, so the legend names their median.
 
     Raises:
         ValueError: no gaps are given, or no such term.
@@ -195,22 +207,37 @@ def plot_gap_scatter(gaps: Mapping[str, Gaps], *, term: Term = "amortization_gap
         >>> plt.close(ax.figure)
     """
     _require_term(gaps, term)
+    values = {name: to_numpy(getattr(record, term)).astype(float) for name, record in gaps.items()}
+    errors = {name: to_numpy(getattr(record, f"{term}_se")).astype(float) for name, record in gaps.items()}
+    label = f"{words(term)} (nats)"
     with drawing(ax, (5.6, 3.8)) as ax:
+        points, handles = [], []
         for color, marker, (name, record) in zip(cycle(COLORS), cycle(MARKERS), gaps.items(), strict=False):
-            ax.errorbar(
-                to_numpy(record.log_evidence),
-                to_numpy(getattr(record, term)),
-                yerr=to_numpy(getattr(record, f"{term}_se")),
-                fmt=marker,
-                color=color,
-                markersize=3.5,
-                elinewidth=0.7,
-                alpha=0.7,
-                label=f"{name}, N = {len(record)}",
-            )
+            log_p = to_numpy(record.log_evidence)
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": color, "elinewidth": 0.7, "alpha": 0.6}
+            ax.errorbar(log_p, values[name], yerr=errors[name], label=name, **bars)
+            share = np.arange(len(record)) / len(record)
+            points += [(*one, color, marker) for one in zip(share, log_p, values[name], strict=True)]
+            look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linestyle": "none"}
+            handles.append(Line2D([], [], label=f"{name}, N = {len(record)}", **look))
+        _, x, y, colors, markers = zip(*sorted(points, key=lambda one: one[0]), strict=True)
+        dots = ax.scatter(x, y, s=11, c=colors, alpha=0.6, linewidths=0, zorder=2.5)
+        # `scatter` has one marker for all, but a collection takes a path for each of its points.
+        dots.set_paths([_PATHS[marker] for marker in markers])
+        every, known = np.abs(np.concatenate(list(values.values()))), np.concatenate(list(errors.values()))
+        error = np.median(known[np.isfinite(known)]) if np.isfinite(known).any() else np.nan
+        # A log scale of what is noise would stretch it.
+        usual = np.nanmax([np.median(every), 2 * error])
+        if usual > 0 and every.max() > 10 * usual:
+            linear = 10.0 ** np.floor(np.log10(usual))
+            ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
+            ax.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=[1, 2, 5]))
+            ax.yaxis.set_major_formatter(lambda value, _: minus(f"{value:g}"))
+            label += f", log scale above {linear:g}"
         ax.axhline(0.0, color="black", linewidth=0.8)
-        ax.set(xlabel="log p(x) (nats)", ylabel=f"{words(term)} (nats)")
-        ax.legend(title="bars: ± 1 Monte Carlo standard error", title_fontsize=8, **above(min(len(gaps), 3)))
+        ax.set(xlabel="log p(x) (nats)", ylabel=label)
+        title = "bars: ± 1 Monte Carlo standard error" + (f", median {error:.2g}" if np.isfinite(error) else "")
+        ax.legend(handles=handles, title=title, title_fontsize=8, **above(_columns(handles, 3)))
     return ax
 
 
@@ -230,7 +257,7 @@ def plot_worst(
         gaps: the record.
         x: (N, P) the datapoints that were measured.
         image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
-            dots and its means as lines.
+            dots and its means as lines, or, of up to 40 values, as hollow markers.
         means: `{name: (N, P)}` rows to show below, such as reconstructions from q and from q*.
         k: how many.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
@@ -286,6 +313,12 @@ def plot_worst(
         ax.set_xticks(np.arange(len(worst)) * (width + gap) + (width - 1) / 2, labels)
         ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, np.concatenate(images), ink=ink)}")
     return ax
+
+
+def _columns(handles: Sequence[Artist], most: int) -> int:
+    """Of a legend: one where names are too long to lie beside each other."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    return min(len(handles), most) if longest * most <= 100 else 1
 
 
 def _require_term(gaps: Mapping[str, Gaps], term: str) -> None:

@@ -1,16 +1,17 @@
-"""Datapoints, reconstructions and draws: images where x is one, lines where it is not."""
+"""Datapoints, reconstructions and draws: images where x is one, lines or dots where it is not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, require_values, scale_note, show, tile
-from pyro_vae.plots._ridges import ridges, ridges_size
-from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy, whole_ticks
+from pyro_vae.plots._ridges import are_variables, beside, dot_area, ridges, ridges_size, value_axis
+from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy
 
 __all__ = ["plot_manifold", "plot_reconstructions", "plot_samples"]
 
@@ -30,7 +31,7 @@ def plot_reconstructions(
         x: (N, P) originals.
         mean: (N, P) the mean of x under q and the decoder.
         image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
-            dots and its reconstruction as a line.
+            dots and its reconstruction as a line, or, of up to 40 values, as hollow markers.
         num_columns: images a row.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
@@ -89,7 +90,8 @@ def plot_samples(
 
     Args:
         x: (N, P) draws, or their means.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each as a line.
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each as a line,
+            or, of up to 40 values, as dots.
         num_columns: images a row; default: a square.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
@@ -113,14 +115,17 @@ def plot_samples(
         require_positive("num_columns", num_columns)
     if image_shape is None:
         with drawing(ax, (6.0, 3.4)) as ax:
-            value = np.arange(x.shape[1])
-            lines = [np.column_stack([value, row]) for row in x]
-            ax.add_collection(
-                LineCollection(lines, colors=COLORS[0], linewidths=0.9, alpha=max(0.15, min(1.0, 8 / len(x))))
-            )
+            look: dict[str, Any] = {"alpha": max(0.15, min(1.0, 8 / len(x)))}
+            if are_variables(x.shape[1]):
+                look = {"alpha": 0.6, "linewidths": 0, "s": dot_area(x.size)}
+                ax.scatter(*beside(x).reshape(-1, 2).T, color=COLORS[0], **look)
+            else:
+                lines = [np.column_stack([np.arange(x.shape[1]), row]) for row in x]
+                ax.add_collection(LineCollection(lines, colors=COLORS[0], linewidths=0.9, **look))
             ax.autoscale_view()
-            whole_ticks(ax.xaxis)
-            ax.set(xlabel="index of the data value", ylabel="data value", title=f"{len(x)} draws, one line each")
+            value_axis(ax, x.shape[1])
+            each = "one dot a draw at each variable" if are_variables(x.shape[1]) else "one line each"
+            ax.set(ylabel="data value", title=f"{len(x)} draws, {each}")
         return ax
     images = as_images("x", x, image_shape)
     columns = num_columns or int(np.ceil(np.sqrt(len(x))))
@@ -145,7 +150,8 @@ def plot_manifold(
 
     Args:
         images: (n, n, P); `images[i, j]` is decoded at z = (grid[i], grid[j]): i runs to the right, j upwards.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines.
+        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, or, of
+            up to 40 values, dots.
         grid: (n,) the latent values, for the ticks.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
@@ -181,7 +187,13 @@ def plot_manifold(
             across = np.linspace(0.08, 0.92, values.shape[2])
             up = 0.08 + 0.84 * (values - limits[0]) / span
             lines = [np.column_stack([i + across, j + up[i, j]]) for i in range(n) for j in range(n)]
-            ax.add_collection(LineCollection(lines, colors=COLORS[0], linewidths=0.8))
+            if are_variables(values.shape[2]):
+                ax.plot(*np.concatenate(lines).T, "o", color=COLORS[0], markersize=1.5)
+            else:
+                ax.add_collection(LineCollection(lines, colors=COLORS[0], linewidths=0.8))
+            for border in range(1, n):
+                ax.axvline(border, color="#dddddd", linewidth=0.6)
+                ax.axhline(border, color="#dddddd", linewidth=0.6)
             ax.set(xlim=(0, n), ylim=(0, n), aspect="equal")
         else:
             tiles = as_images("images", values.reshape(n * n, -1), image_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
 from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, require_values, scale_note, show, tile
-from pyro_vae.plots._ridges import name_rows
+from pyro_vae.plots._ridges import are_variables, beside, dot_area, name_rows, value_axis
 from pyro_vae.plots._style import COLORS, Array, drawing, minus, to_numpy
 
 __all__ = ["plot_interpolations", "plot_traversals"]
@@ -24,7 +25,7 @@ def plot_interpolations(
     Args:
         x: (R, T, P); `x[r, t]` is decoded at step t of way r.
         image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, from dark to
-            light along the way.
+            light along the way, or, of up to 40 values, dots at each variable, from left to right.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
 
@@ -63,7 +64,7 @@ def plot_traversals(
     Args:
         x: (R, T, P); `x[r, t]` is decoded with dimension r at its step t.
         image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, from dark to
-            light along the way.
+            light along the way, or, of up to 40 values, dots at each variable, from left to right.
         steps: (T,) the values that every dimension takes, for the ticks; default: "low" and "high".
         names: (R,) names of the dimensions; default $z_1$, $z_2$, ....
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
@@ -119,14 +120,22 @@ def _draw(
     if image_shape is None:
         with drawing(ax, (6.0, min(8.0, 0.8 + 0.6 * num_ways))) as ax:
             spacing = name_rows(ax, labels, what, values)
-            index = np.arange(num_values)
             shades = [to_rgba(COLORS[0], alpha) for alpha in np.linspace(1.0, 0.2, num_steps)]
-            for way, rows in enumerate(values):
-                lines = [np.column_stack([index, row - way * spacing]) for row in rows]
-                ax.add_collection(LineCollection(lines, colors=shades, linewidths=1.1))
-            ax.autoscale_view()
             first, last = (ticks[step] for step in (min(ticks), max(ticks)))
-            ax.set_xlabel(f"index of the data value; dark: {first}, light: {last}")
+            for way, rows in enumerate(values):
+                shifted = rows - way * spacing
+                if are_variables(num_values):
+                    look: dict[str, Any] = {"c": np.repeat(shades, num_values, axis=0), "linewidths": 0}
+                    x, y = beside(shifted).reshape(-1, 2).T
+                    ax.scatter(x, y, s=dot_area(num_steps * num_values), **look)
+                else:
+                    lines = [np.column_stack([np.arange(num_values), row]) for row in shifted]
+                    ax.add_collection(LineCollection(lines, colors=shades, linewidths=1.1))
+            ax.autoscale_view()
+            if are_variables(num_values):
+                value_axis(ax, num_values, f"; in each, left (dark) to right (light): {first} to {last}")
+            else:
+                value_axis(ax, num_values, f"; dark: {first}, light: {last}")
         return ax
     images = as_images("x", values.reshape(num_ways * num_steps, num_values), image_shape)
     strips = [tile(images[way * num_steps :][:num_steps], num_steps) for way in range(num_ways)]

@@ -126,7 +126,8 @@ def plot_elbo_terms(tracker: TermTracker, *, ax: Axes | None = None) -> Axes:
             "Training(callbacks=[tracker]), and fit."
         )
     with drawing(ax, (6.0, 3.6)) as ax:
-        shown, everything, ends = [], [], []
+        shown, everything = [], []
+        ends: list[str] = []
         epochs = np.asarray(tracker.epochs)
         several = len(tracker.data) > 1
         for dash, words, name in zip(cycle(DASHES), cycle(DASH_WORDS), tracker.data, strict=False):
