@@ -99,6 +99,31 @@ def test_cells_run(name, tmp_path, monkeypatch):
     run([cell(body) for kind, body in fences(name) if kind == "{code-cell}"], name)
 
 
+@pytest.mark.slow
+def test_two_runs_compare_as_the_page_says(tmp_path, monkeypatch, capsys):
+    """The commands of the section make the runs, only smaller; its code, and that of the first page, opens them."""
+    from pyro_vae.cli.parsing import parse
+
+    monkeypatch.chdir(tmp_path)
+    text = PAGES["grid.md"].read_text()
+    section = text[text.index("## Two runs you have already") :]
+    (typed,), (code,) = ([m["body"] for m in FENCE.finditer(section) if m["info"] == kind] for kind in ("sh", "py"))
+    for line in typed.splitlines():
+        words = shlex.split(line.replace("--num-data 200", "--num-data 4"))
+        if words[1] == "fit":
+            words += ["--training.epochs", "1", "--num-latents", "2"]
+        parse(words[1:])()
+    difference = run([code.replace("print(", "said = (")], "grid.md")["said"]
+    assert difference.keys() == {"mean", "se", "mc_se"} and all(map(math.isfinite, difference.values()))
+    a, b = (pyro_vae.open_run(f"runs/{name}").gaps.log_evidence.mean().item() for name in "ab")
+    assert difference["mean"] == pytest.approx(b - a, abs=0.5)
+
+    (opened,) = [body for kind, body in fences("first-gap.md") if kind == "py"]
+    capsys.readouterr()
+    run([opened.replace("runs/mine", "runs/a")], "first-gap.md")
+    assert "amortization gap" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_no_code_is_left_out(name):
     """A block of Python in a notebook would be run by nobody, and so would one of an unknown language."""

@@ -34,6 +34,23 @@ def test_what_it_names_exists():
     assert not [name for name in names if not (ROOT / name).exists()]
 
 
+def test_it_lists_every_page():
+    table = TEXT[TEXT.index("## Pages") :].split("\n## ")[0]
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - {"docs/index.md"}
+    assert set(re.findall(r"\]\((docs/[^)]+)\)", table)) == pages
+
+
+def test_its_anchors_are_headings():
+    links = re.findall(r"\]\(([^):#]*)#([^)]+)\)", TEXT)
+    assert len(links) >= 4
+    for file, anchor in links:
+        text = (ROOT / (file or "README.md")).read_text()
+        headings = {
+            re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)
+        }
+        assert anchor in headings, (file, anchor)
+
+
 def row(page, first):
     """The cells of the one table row that begins so."""
     lines = [line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith(f"| {first} |")]
