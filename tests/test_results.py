@@ -252,6 +252,65 @@ def test_fit_in_one_line():
     assert str(fit(elbo=torch.zeros(0))) == "no epoch finished; stopped because: the budget ended"
 
 
+class TestUnfinishedFits:
+    rising, flat = torch.linspace(-16.0, -10.0, 101), torch.full((101,), -10.0)
+
+    @staticmethod
+    def said(**changes):
+        return [(note.severity, note.text) for note in fit(**changes).notes()]
+
+    def test_a_fit_cut_short_warns(self):
+        ((severity, text),) = self.said(elbo=self.rising, settings={"training": {"epochs": 101, "warm_up": 0}})
+        assert severity == "warning"
+        assert text.startswith(
+            "the ELBO was still rising, by about 0.6 nats over the last 10 epochs, when the budget of"
+        )
+        assert text.endswith("unfinished fit. Train longer.")
+        record = fit(elbo=self.rising)
+        assert str(record).splitlines() == [record.headline, f"Warning: {text}"]
+        assert cells_of(record._repr_html_())[1] == [record.headline, f"Warning: {text}"]
+
+    def test_held_out_data_decide_where_there_are_some(self):
+        assert self.said(elbo=self.rising, elbo_validation=self.flat) == []
+        ((_, text),) = self.said(elbo=self.flat, elbo_validation=self.rising)
+        assert text.startswith("the held-out ELBO was")
+
+    def test_monte_carlo_em(self):
+        ((_, text),) = self.said(elbo=None, log_joint=self.rising)
+        assert text.startswith("the mean of log p(x, z) was")
+        assert self.said(elbo=None, log_joint=self.flat) == []
+
+    def test_what_a_criterion_ended_is_finished(self):
+        assert self.said(elbo=self.rising, settings={"training": {"epochs": 200}}) == []
+
+    def test_the_warm_up_is_left_out(self):
+        # The ELBO leaps when the weight of the KL has come to 1; what follows is at rest.
+        curve = torch.cat([torch.linspace(-50.0, -10.0, 90), torch.full((10,), -10.0)])
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 0}})
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 90}}) == []
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 200}}) == []
+
+    def test_nothing_to_say(self):
+        assert self.said() == self.said(elbo=torch.zeros(0)) == self.said(elbo=None) == []
+
+
+@pytest.mark.parametrize("make", [lambda: gaps(), lambda: evidence(), lambda: fit(), lambda: refined()])
+def test_a_record_is_a_line_at_a_prompt(make):
+    record = make()
+    line = repr(record)
+    assert "tensor" not in line and "\n" not in line and len(line) < 200
+    assert line.startswith(f"{type(record).__name__}(") and line.endswith(")")
+
+
+def test_lines_at_a_prompt_say_what_it_is():
+    assert repr(gaps()) == (
+        "Gaps(N=6, family='MeanField(8)', approximation_gap=0.1500, amortization_gap=0.4150, inference_gap=0.5650)"
+    )
+    assert repr(fit()) == "Fit(epochs=2, elbo=-8.500, stopped_because='the budget ended')"
+    assert repr(evidence()) == "Evidence(N=2, mean=-2.0000, method='IWAE')"
+    assert repr(refined()) == "Refined(N=3, elbo=0.0000, num_unconverged=0)"
+
+
 def test_a_fit_without_an_elbo_says_what_it_has():
     sampled = fit(elbo=None, log_joint=torch.tensor([-7.0, -6.5]))
     assert "1.2 s: mean log p(x, z) -6.500 nats per datapoint; stopped" in str(sampled) and list(sampled.history) == [

@@ -14,7 +14,7 @@ from torch import Tensor
 from inference.results.evidence import Evidence
 from inference.results.html import html_table
 from inference.results.note import Note
-from inference.results.summary import HEADER, summarise, table_row
+from inference.results.summary import HEADER, one_line, summarise, table_row
 
 __all__ = ["Gaps"]
 
@@ -157,6 +157,11 @@ class Gaps:
             gaps = "".join(f"{summary[gap]['mean']:>19.4f}{summary[gap]['se']:>8.4f}" for gap in self.GAPS)
             lines.append(f"{label:>7}{summary['num_data']:>7}{gaps}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line, without the numbers of every datapoint."""
+        means = {gap: f"{float(getattr(self, gap).double().mean()):.4f}" for gap in self.GAPS}
+        return one_line(self, N=len(self), family=repr(self.family), **means)
 
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
