@@ -1,5 +1,7 @@
+import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from inference import Local, elbo
 from pyro_vae import __version__, open_run
 from pyro_vae.cli import main
 from pyro_vae.cli.parsing import VERBS, parse
+from pyro_vae.report import write_report
 
 # In more than two dimensions a run draws fewer pictures.
 LATENTS = "--num-latents=3"
@@ -118,6 +121,29 @@ class TestFit:
         record = json.loads(capsys.readouterr().out)
         assert len(record["elbo"]) == 3
         assert record["num_steps"] == 30
+
+    @pytest.mark.usefixtures("_no_pictures")
+    def test_a_fit_cut_short_says_so_wherever_its_numbers_are_shown(self, tmp_path, capsys):
+        out = tmp_path / "a run"
+        assert main(["fit", f"--out={out}", "--training.epochs=6", *SMALL[1:]]) == 0
+        said = capsys.readouterr().out
+        (note,) = open_run(out).fit.notes()
+        longer = f"pyro-vae fit --config '{out}' --out '{out}-longer' --training.epochs 24"
+        assert "still rising" in str(note)
+        assert f"\n{note}\nTo train longer: {longer}\n" in said
+        assert main(["gaps", str(out), "--num-data=3"]) == 0
+        said = capsys.readouterr().out
+        assert said.index("inference gap") < said.index(f"\n{note}\nTo train longer: {longer}\n")
+        page = html.unescape(write_report(out).read_text())
+        assert note.in_full in page and longer in page
+        command = [*shlex.split(longer)[1:], "--json"]
+        command[command.index("24")] = "7"
+        assert main(command) == 0
+        assert len(json.loads(capsys.readouterr().out)["elbo"]) == 7
+
+    def test_a_short_fit_is_not_judged(self, runs, tmp_path):
+        page = write_report(runs / "svi", tmp_path / "page.html").read_text()
+        assert "still rising" not in page and "To train longer" not in page
 
 
 class TestGaps:

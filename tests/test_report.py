@@ -68,7 +68,7 @@ class TestRun:
         seen = text_of(html)
         for row in run.gaps.rows().values():
             assert f"{row['mean']:.4f}" in seen and f"{row['se']:.4f}" in seen
-        assert str(run.fit) in seen
+        assert run.fit.headline in seen
         assert html.count("<img ") == len(list((measured / "figures").glob("*.png"))) >= 8
         assert is_alone(html)
         assert "Gaps by label" in seen and "sortable" in html
