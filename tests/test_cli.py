@@ -168,8 +168,17 @@ class TestGaps:
     def test_json_is_the_summary(self, runs, capsys):
         assert main(["gaps", str(runs / "svi"), "--num-data=10", "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)
-        assert summary == open_run(runs / "svi").gaps.summary()
-        assert summary["num_data"] == 10
+        run = open_run(runs / "svi")
+        assert summary == {**run.gaps.summary(), "fit_notes": []}
+        assert summary["num_data"] == 10 and summary["seed"] == 0 and "num_untrusted" in summary
+
+    def test_json_of_one_datapoint(self, runs, tmp_path, capsys):
+        shutil.copytree(runs / "svi", tmp_path / "run")
+        assert main(["gaps", str(tmp_path / "run"), "--num-data=1", "--json", "--families", "full-covariance"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        # It has no sampling error.
+        assert summary["amortization_gap"]["se"] is None and summary["amortization_gap"]["mean"] > -1
+        assert summary["families"]["FullCovariance(2)"]["less_own"]["mc_se"] > 0
 
     def test_changed_data_are_refused(self, runs, tmp_path, capsys):
         data = tmp_path / "data.npy"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ __all__ = ["default_out", "next_command", "print_json", "require_positive"]
 
 
 def print_json(record: Any) -> None:  # noqa: ANN401
-    """The record alone, on standard output."""
-    print(json.dumps(record, indent=2, allow_nan=False, default=str))
+    """The record alone, on standard output; what is not finite, as the error of one datapoint, is null."""
+    print(json.dumps(_finite(record), indent=2, allow_nan=False, default=str))
 
 
 def next_command(command: str) -> str:
@@ -39,3 +41,11 @@ def require_positive(option: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ValueError(f"{option}: expected a positive number; got {value}.")
+
+
+def _finite(record: Any) -> Any:  # noqa: ANN401
+    if isinstance(record, Mapping):
+        return {name: _finite(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
