@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +66,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             # torch warns of files it did not write; they are refused below, in one line.
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+    except OSError:
+        raise
+    # What a damaged file raises depends on where the damage is.
+    except Exception as error:
         raise ValueError(
             f"{path}: expected a checkpoint of tensors and plain values; it is damaged or holds something else "
             f"({type(error).__name__}). Fit again."

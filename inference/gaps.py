@@ -278,13 +278,13 @@ def by_one_estimator(*measured: Gaps) -> list[Evidence]:
             Evidence(value=gaps.log_evidence, se=gaps.log_evidence_se, method=gaps.evidence_method) for gaps in measured
         ]
     best = _best({name: [gaps.estimates[name] for gaps in measured] for name in names})
-    return [_scored(gaps.estimates[best], names) for gaps in measured]
+    return [_scored(best, gaps.estimates, names) for gaps in measured]
 
 
 def _larger(estimates: Mapping[str, Evidence]) -> Evidence:
     """The lower bound with the larger mean, chosen on the first halves of their draws, with its value on the second."""
     best = _best({name: [estimate] for name, estimate in estimates.items()})
-    return _scored(estimates[best], list(estimates))
+    return _scored(best, estimates, list(estimates))
 
 
 def _best(estimates: Mapping[str, Sequence[Evidence]]) -> str:
@@ -301,13 +301,13 @@ def _best(estimates: Mapping[str, Sequence[Evidence]]) -> str:
     return best
 
 
-def _scored(estimate: Evidence, among: Sequence[str]) -> Evidence:
+def _scored(best: str, estimates: Mapping[str, Evidence], among: Sequence[str]) -> Evidence:
     """Its value on the second half of its draws; on all of them where there was nothing to choose."""
+    estimate = estimates[best]
     if len(among) == 1 or estimate.halves is None or estimate.halves_se is None:
         return estimate
-    method = (
-        f"{estimate.method}, the larger of {', '.join(among)}, chosen on one half of the draws, scored on the other"
-    )
+    others = " and ".join(name for name in among if name != best)
+    method = f"{estimate.method}; chosen over {others} on half of its draws, scored on the other half"
     return replace(estimate, value=estimate.halves[1], se=estimate.halves_se[1], method=method)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from inference import Adam, Cosine, Gaps, Training, by_one_estimator
+from inference import Adam, Cosine, Fit, Gaps, Training, by_one_estimator
 from inference.results import summarise
 from pyro_vae.engines import ENGINES, Engine
 from pyro_vae.figures import draw_gaps, save
@@ -100,9 +100,10 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
                 training=TRAINING[engine],
                 seed=seed,
             )
-            _log.info(f"  {runs[engine].fit} ({time.perf_counter() - began:.0f} s with pictures)")
+            seconds = time.perf_counter() - began
+            _log.info(_told(runs[engine].fit, f" ({seconds:.0f} s with pictures)"))
         _log.info("Fitting an encoder of the same shape to the frozen EM model.")
-        _log.info(f"  {fit_guide(runs['em'], training=TRAINING['svi'], seed=seed)[1]}")
+        _log.info(_told(fit_guide(runs["em"], training=TRAINING["svi"], seed=seed)[1]))
         for engine in engines:
             _log.info(
                 f"Measuring the gaps of the {engine.upper()} model on {len(runs[engine].dataset.test)} test digits."
@@ -129,6 +130,10 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _told(fit: Fit, more: str = "") -> str:
+    return "\n".join(f"  {line}" for line in [f"{fit.headline}{more}", *map(str, fit.notes())])
 
 
 def table(demo: Demo) -> str:

@@ -25,7 +25,10 @@ from inference import Fit, Gaps, Local, Training
 from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from inference.draws import gaps_from_datatree, save_datatree
 from inference.guides import Amortized
+from inference.results.html import html_table
+from inference.results.summary import one_line
 from pyro_vae.data import Dataset, load
+from pyro_vae.engines import ENGINES
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
@@ -50,6 +53,39 @@ class Run:
     config: Mapping[str, Any]
     vae: VAE
     fit: Fit
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(
+            self,
+            folder=repr(str(self.folder)),
+            data=repr(self._data),
+            engine=self.config.get("engine"),
+            fit=repr(self.fit),
+        )
+
+    def __str__(self) -> str:
+        """Where it lies, what it is made of, and how far its training came."""
+        return "\n".join([*(f"{name:<11}{text}" for name, text in self._described().items()), str(self.fit)])
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook."""
+        rows = [[name, text] for name, text in self._described().items()]
+        return html_table(["run", str(self.folder)], rows[1:], str(self.fit).split("\n"))
+
+    @property
+    def _data(self) -> str:
+        # A record in print refuses nothing: `open_run` takes a configuration that lacks what opening does not need.
+        return str(self.config.get("data", {}).get("load", {}).get("name_or_path", "unknown"))
+
+    def _described(self) -> dict[str, str]:
+        return {
+            "run": str(self.folder),
+            "data": self._data,
+            "engine": ENGINES.get(engine := str(self.config.get("engine", "unknown")), engine),
+            **{kind: chosen["part"] for kind, chosen in self.config["parts"].items()},
+            "latents": str(self.config["sizes"]["num_latents"]),
+        }
 
     @cached_property
     def dataset(self) -> Dataset:

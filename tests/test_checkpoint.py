@@ -55,6 +55,10 @@ def _hostile_torch(path: Path) -> None:
         pytest.param(lambda path: path.write_bytes(b""), id="empty"),
         pytest.param(lambda path: path.write_bytes(b"PK\x03\x04 torn"), id="torn"),
         pytest.param(lambda path: path.write_text("not a checkpoint"), id="text"),
+        # Read as commands of a pickle, these ask for what is not there.
+        pytest.param(lambda path: path.write_bytes(b"half"), id="half"),
+        pytest.param(lambda path: path.write_bytes(b"abc"), id="an empty stack"),
+        pytest.param(lambda path: path.write_bytes(b"Jp"), id="a number cut off"),
         pytest.param(lambda path: torch.save(torch.zeros(2), path), id="no dictionary"),
         pytest.param(_hostile, id="pickle that runs a command"),
         pytest.param(_hostile_torch, id="checkpoint that runs a command"),

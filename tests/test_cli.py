@@ -1,4 +1,5 @@
 import contextlib
+import html
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from pyro_vae.cli import main
 from pyro_vae.cli.options import DataOptions
 from pyro_vae.cli.output import next_command
 from pyro_vae.cli.parsing import VERBS, parse
+from pyro_vae.report import write_report
 
 # In more than two dimensions a run draws fewer pictures.
 LATENTS = "--num-latents=3"
@@ -125,6 +127,27 @@ class TestFit:
         assert len(record["elbo"]) == 3
         assert record["num_steps"] == 30
 
+    @pytest.mark.usefixtures("_no_pictures")
+    def test_a_fit_cut_short_says_so_wherever_its_numbers_are_shown(self, tmp_path, capsys):
+        out = tmp_path / "a run"
+        assert main(["fit", f"--out={out}", "--training.epochs=6", *SMALL[1:]]) == 0
+        said = capsys.readouterr().out
+        (note,) = open_run(out).fit.notes()
+        longer = f"pyro-vae fit --config '{out}' --out '{out}-longer' --training.epochs 24"
+        assert "still rising" in str(note)
+        assert f"\n{note}\nTo train longer: {longer}\n" in said
+        assert main(["gaps", str(out), "--num-data=3"]) == 0
+        said = capsys.readouterr().out
+        assert said.index("inference gap") < said.index(f"\n{note}\nTo train longer: {longer}\n")
+        page = html.unescape(write_report(out).read_text())
+        assert note.in_full in page and longer in page
+        command = parse(shlex.split(longer)[1:])
+        assert command.training.epochs == 24 and command.num_latents == 3
+
+    def test_a_short_fit_is_not_judged(self, runs, tmp_path):
+        page = write_report(runs / "svi", tmp_path / "page.html").read_text()
+        assert "still rising" not in page and "To train longer" not in page
+
 
 class TestGaps:
     @pytest.mark.parametrize("engine", ["svi", pytest.param("em", marks=pytest.mark.slow)])
@@ -148,8 +171,17 @@ class TestGaps:
     def test_json_is_the_summary(self, runs, capsys):
         assert main(["gaps", str(runs / "svi"), "--num-data=10", "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)
-        assert summary == open_run(runs / "svi").gaps.summary()
-        assert summary["num_data"] == 10
+        run = open_run(runs / "svi")
+        assert summary == {**run.gaps.summary(), "fit_notes": []}
+        assert summary["num_data"] == 10 and summary["seed"] == 0 and "num_untrusted" in summary
+
+    def test_json_of_one_datapoint(self, runs, tmp_path, capsys):
+        shutil.copytree(runs / "svi", tmp_path / "run")
+        assert main(["gaps", str(tmp_path / "run"), "--num-data=1", "--json", "--families", "full-covariance"]) == 0
+        summary = json.loads(capsys.readouterr().out)
+        # It has no sampling error.
+        assert summary["amortization_gap"]["se"] is None and summary["amortization_gap"]["mean"] > -1
+        assert summary["families"]["FullCovariance(2)"]["less_own"]["mc_se"] > 0
 
     def test_changed_data_are_refused(self, runs, tmp_path, capsys):
         data = tmp_path / "data.npy"
@@ -662,7 +694,7 @@ class TestDemo:
         terms = {"log_evidence", "elbo_local", "elbo_amortized"}
         terms |= {"approximation_gap", "amortization_gap", "inference_gap"}
         for engine in ("svi", "em"):
-            assert summary[engine].keys() == terms | {"num_data", "num_unconverged"}
+            assert summary[engine].keys() > terms | {"num_data", "num_unconverged", "num_untrusted", "notes", "seed"}
             assert summary[engine]["amortization_gap"].keys() == {"mean", "se", "mc_se"}
         paired = open_run(out / "em").gaps.log_evidence - open_run(out / "svi").gaps.log_evidence
         assert summary["difference"]["log_evidence"]["mean"] == pytest.approx(float(paired.mean()))

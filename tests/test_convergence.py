@@ -1,9 +1,11 @@
+import math
+
 import arviz
 import numpy as np
 import pytest
 import torch
 
-from inference.convergence import autocorrelated_ess, nested_rhat
+from inference.convergence import autocorrelated_ess, nested_rhat, still_rising
 
 
 def autoregressive(num_chains, num_draws, correlation, *, seed=0):
@@ -76,3 +78,55 @@ def test_ess_of_chains_that_disagree_is_their_number():
 
 def test_ess_of_what_never_changes_is_unknown():
     assert autocorrelated_ess(torch.ones(4, 10)).isnan().item()
+
+
+EPOCHS = torch.arange(100, dtype=torch.float64)
+
+
+def noise(num_epochs=100, *, seed=0):
+    return torch.randn(num_epochs, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class TestStillRising:
+    def test_a_line_rises_by_its_slope(self):
+        rise, num_epochs = still_rising(0.06 * EPOCHS - 50)
+        assert rise == pytest.approx(0.6) and num_epochs == 10
+
+    def test_a_line_under_noise(self):
+        rise, _ = still_rising(0.06 * EPOCHS + 0.2 * noise())
+        assert abs(rise - 0.6) < 3 * 0.2 * math.sqrt(2 / 10)
+
+    @pytest.mark.parametrize(
+        "curve",
+        {
+            "flat": torch.zeros(100),
+            "at rest since half of the epochs": -50 * torch.exp(-EPOCHS / 10) + 0.05 * noise(),
+            "falling, as held-out data overfit": -0.06 * EPOCHS + 0.2 * noise(),
+            "too little to matter": 0.005 * EPOCHS,
+            "not told from noise": 0.01 * EPOCHS + noise(),
+            "at rest after a leap, in ten epochs": torch.tensor(
+                [-100.0, -50, -20, -10, -9, -9.01, -9, -8.99, -9, -9.02]
+            ),
+            "four epochs": torch.arange(4.0),
+            "no epoch": torch.zeros(0),
+            "NaN at its end": torch.cat([EPOCHS, torch.tensor([math.nan])]),
+            "all NaN": torch.full((20,), math.nan),
+            "NaN before its end": torch.cat([EPOCHS[:70], torch.tensor([math.nan]), EPOCHS[:29]]),
+            "from minus infinity": torch.cat([torch.full((90,), -math.inf), torch.zeros(10)]),
+            "infinite": torch.full((20,), -math.inf),
+        }.items(),
+        ids=lambda named: named[0],
+    )
+    def test_what_does_not_rise(self, curve):
+        assert still_rising(curve[1]) is None
+
+    @pytest.mark.parametrize("values", [[-20.0, -15, -12, -10, -9], [-350.0, -292, -249, -217, -196, -182, -174, -168]])
+    def test_short_runs(self, values):
+        _, num_epochs = still_rising(torch.tensor(values))
+        assert num_epochs == 2
+
+    @pytest.mark.parametrize(("num_epochs", "share"), [(5, 0.06), (10, 0.04), (100, 0.015)])
+    def test_flat_curves_are_seldom_called_rising(self, num_epochs, share):
+        # The docstring's rates, and three standard errors of 1000 curves above them at most.
+        found = [still_rising(noise(num_epochs, seed=seed)) is not None for seed in range(1000)]
+        assert sum(found) / len(found) < share

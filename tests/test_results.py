@@ -45,7 +45,11 @@ def test_terms_are_fields():
 def test_summary_is_the_formulas():
     record = gaps(amortization_gap_se=torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
     summary = record.summary()
-    assert list(summary) == [*Gaps.TERMS, "num_data", "num_unconverged"]
+    further = ["families", "notes", "family", "evidence_method", "seed", "settings"]
+    assert list(summary) == [*Gaps.TERMS, "num_data", "num_unconverged", "num_untrusted", *further]
+    assert summary["num_untrusted"] == 1 and gaps(pareto_k=None).summary()["num_untrusted"] is None
+    assert summary["families"] == {} and summary["family"] == "MeanField(8)" and summary["seed"] is None
+    assert summary["notes"] == list(map(str, record.notes()))
     assert summary["num_data"] == N and summary["num_unconverged"] == 1
     for term in Gaps.TERMS:
         value, se = getattr(record, term).tolist(), getattr(record, f"{term}_se").tolist()
@@ -84,7 +88,9 @@ def test_by_labels():
     assert groups[3]["num_unconverged"] == 1 and groups[7]["num_unconverged"] == 0
     assert groups[3]["amortization_gap"]["mean"] == pytest.approx((0.1 - 0.01) / 2)
     assert groups[7]["log_evidence"]["mean"] == pytest.approx(-51 / 4)
-    assert record.by(torch.zeros(N, dtype=torch.long))[0] == record.summary()
+    assert groups[3]["num_untrusted"] == 0 and groups[7]["num_untrusted"] == 1
+    whole = record.by(torch.zeros(N, dtype=torch.long))[0]
+    assert whole == {name: record.summary()[name] for name in whole}
 
 
 def test_table_by_labels():
@@ -126,14 +132,14 @@ def test_table():
 def test_notes():
     notes = "\n".join(str(gaps()).splitlines()[7:])
     for part in (
-        "N = 6; q in MeanField(8); log p(x): IWAE, 5000 draws.",
+        "N = 6; q in MeanField(8).\nlog p(x): IWAE, 5000 draws.",
         "the amortization gap is under-estimated",
         "the inference gap is under-estimated",
         "approximation gap can err either way",
         "Not converged: 1 of 6",
         "more than 0.1 nat apart at 2 of 6",
-        "Pareto k > 0.5 at 3 of 6",
-        "Warning: Pareto k > 0.7 at 1 of 6",
+        "Pareto k > 0.5 at 3 of 6: the error of log p(x) is unreliable there (datapoints 2, 1, 5).",
+        "Warning: Pareto k > 0.7 at 1 of 6: do not trust log p(x) there (datapoint 2). Try more num",
     ):
         assert part in notes
 
@@ -154,7 +160,10 @@ def test_notes_say_how_grave_they_are():
         ("warning", "on simulated dat"),
     ]
     remarks = [note for note in record.notes() if not note.is_grave]
-    assert [note.text.split()[0] for note in remarks] == ["N", "se:", "The", "log", "The", "Estimators:"]
+    words = [note.text.split()[0] for note in remarks]
+    assert words == ["73%", "N", "log", "se:", "The", "log", "The", "Estimators:"]
+    (chain,) = [note.text for note in record.notes() if "one chain" in note.text]
+    assert "at 1 of 6 datapoints (datapoint 0). Raise num_chains" in chain
     assert [note.share for note in record.notes() if note.share] == [(3, N), (1, N)]
 
 
@@ -181,6 +190,69 @@ def test_notes_say_how_grave_they_are():
 )
 def test_a_note_in_print_and_in_full(note, printed, in_full):
     assert str(note) == printed and note.in_full == in_full
+
+
+def test_many_datapoints_are_not_all_named():
+    notes = str(gaps(pareto_k=torch.tensor([0.8, 0.9, 1.0, 0.71, 0.72, 0.73])))
+    assert "Pareto k > 0.7 at 6 of 6: do not trust log p(x) there (datapoints 2, 1, 0, 5, 4, ...)." in notes
+
+
+class TestVerdict:
+    """Encoder or family?"""
+
+    @staticmethod
+    def said(approximation, amortization, *, mc_se=0.0):
+        approximation, amortization = torch.tensor(approximation), torch.tensor(amortization)
+        record = gaps(
+            approximation_gap=approximation,
+            amortization_gap=amortization,
+            inference_gap=approximation + amortization,
+            **{f"{gap}_se": torch.full_like(approximation, mc_se) for gap in Gaps.GAPS},
+        )
+        return [
+            note.text for note in record.notes() if "of the inference gap" in note.text or "told from 0" in note.text
+        ]
+
+    def test_shares(self):
+        approximation, amortization = [0.2, 0.3, 0.2, 0.3, 0.25, 0.25], [0.6, 0.7, 0.8, 0.9, 0.75, 0.75]
+        (text,) = self.said(approximation, amortization)
+        share = 0.75
+        rest = [b - share * (a + b) for a, b in zip(approximation, amortization, strict=True)]
+        # Their mean is 0, and that of the inference gap 1.
+        se = math.sqrt(sum(r**2 for r in rest) / (N - 1) / N)
+        assert text == (
+            f"75% of the inference gap is amortization (the encoder), 25% approximation (the family); se {se:.1%}."
+        )
+
+    def test_a_gap_within_its_errors_has_no_share(self):
+        (text,) = self.said([0.5, -0.5, 0.4, -0.3], [5.0, 6.0, 7.0, 8.0])
+        assert text.startswith("The inference gap is amortization (the encoder)")
+        (text,) = self.said([5.0, 6.0, 7.0, 8.0], [0.5, -0.5, 0.4, -0.3])
+        assert text.startswith("The inference gap is approximation (the family)")
+
+    def test_nothing_is_said_of_what_is_not_told_from_0(self):
+        assert self.said([0.5, -0.5, 0.4, -0.3], [0.5, -0.5, 0.4, -0.3]) == []
+        assert self.said([0.2, 0.3, 0.2, 0.3], [0.6, 0.7, 0.8, 0.9], mc_se=2.0) == []
+        assert self.said([0.5], [0.5]) == []
+
+    def test_what_a_further_family_wins(self):
+        own = gaps().elbo_local
+        record = gaps(
+            families=("Full(8)", "Poor(8)"),
+            elbo_local_by_family=torch.stack([own + torch.tensor([0.1, 0.3, 0.1, 0.3, 0.1, 0.3]), own - 0.5]),
+            elbo_local_by_family_se=torch.full((2, N), 0.02),
+            elbo_local_se=torch.full((N,), 0.01),
+        )
+        # The values vary by several nats, their differences by 0.1: the error is paired.
+        se, mc_se = math.sqrt(6 * 0.01 / 5 / 6), math.hypot(0.01, 0.02) / math.sqrt(6)
+        found = record.family_differences()
+        assert found["Full(8)"] == pytest.approx({"mean": 0.2, "se": se, "mc_se": mc_se}, abs=1e-5)
+        assert record.summary()["families"]["Full(8)"]["less_own"] == found["Full(8)"]
+        assert record.summary()["families"]["Poor(8)"]["elbo_local"]["mean"] == pytest.approx(float(own.mean()) - 0.5)
+        said = str(record)
+        assert f"L[q*] in Full(8) is 0.2000 above that in MeanField(8) (se {se:.4f}, paired by datapoint; mc" in said
+        assert "L[q*] in Poor(8) is 0.5000 below that in MeanField(8)" in said
+        assert gaps().family_differences() == {}
 
 
 def test_no_false_alarms():
@@ -250,6 +322,65 @@ def test_fit_in_one_line():
     line = str(fit(elbo_validation=torch.tensor([-9.5, -9.25]), best_epoch=1))
     assert "held-out -9.250" in line and "kept epoch 2" in line
     assert str(fit(elbo=torch.zeros(0))) == "no epoch finished; stopped because: the budget ended"
+
+
+class TestUnfinishedFits:
+    rising, flat = torch.linspace(-16.0, -10.0, 101), torch.full((101,), -10.0)
+
+    @staticmethod
+    def said(**changes):
+        return [(note.severity, note.text) for note in fit(**changes).notes()]
+
+    def test_a_fit_cut_short_warns(self):
+        ((severity, text),) = self.said(elbo=self.rising, settings={"training": {"epochs": 101, "warm_up": 0}})
+        assert severity == "warning"
+        assert text.startswith(
+            "the ELBO was still rising, by about 0.6 nats over the last 10 epochs, when the budget of"
+        )
+        assert text.endswith("unfinished fit. Train longer.")
+        record = fit(elbo=self.rising)
+        assert str(record).splitlines() == [record.headline, f"Warning: {text}"]
+        assert cells_of(record._repr_html_())[1] == [record.headline, f"Warning: {text}"]
+
+    def test_held_out_data_decide_where_there_are_some(self):
+        assert self.said(elbo=self.rising, elbo_validation=self.flat) == []
+        ((_, text),) = self.said(elbo=self.flat, elbo_validation=self.rising)
+        assert text.startswith("the held-out ELBO was")
+
+    def test_monte_carlo_em(self):
+        ((_, text),) = self.said(elbo=None, log_joint=self.rising)
+        assert text.startswith("the mean of log p(x, z) was")
+        assert self.said(elbo=None, log_joint=self.flat) == []
+
+    def test_what_a_criterion_ended_is_finished(self):
+        assert self.said(elbo=self.rising, settings={"training": {"epochs": 200}}) == []
+
+    def test_the_warm_up_is_left_out(self):
+        # The ELBO leaps when the weight of the KL has come to 1; what follows is at rest.
+        curve = torch.cat([torch.linspace(-50.0, -10.0, 90), torch.full((10,), -10.0)])
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 0}})
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 90}}) == []
+        assert self.said(elbo=curve, settings={"training": {"epochs": 100, "warm_up": 200}}) == []
+
+    def test_nothing_to_say(self):
+        assert self.said() == self.said(elbo=torch.zeros(0)) == self.said(elbo=None) == []
+
+
+@pytest.mark.parametrize("make", [lambda: gaps(), lambda: evidence(), lambda: fit(), lambda: refined()])
+def test_a_record_is_a_line_at_a_prompt(make):
+    record = make()
+    line = repr(record)
+    assert "tensor" not in line and "\n" not in line and len(line) < 200
+    assert line.startswith(f"{type(record).__name__}(") and line.endswith(")")
+
+
+def test_lines_at_a_prompt_say_what_it_is():
+    assert repr(gaps()) == (
+        "Gaps(N=6, family='MeanField(8)', approximation_gap=0.1500, amortization_gap=0.4150, inference_gap=0.5650)"
+    )
+    assert repr(fit()) == "Fit(epochs=2, elbo=-8.500, stopped_because='the budget ended')"
+    assert repr(evidence()) == "Evidence(N=2, mean=-2.0000, method='IWAE')"
+    assert repr(refined()) == "Refined(N=3, elbo=0.0000, num_unconverged=0)"
 
 
 def test_a_fit_without_an_elbo_says_what_it_has():

@@ -9,7 +9,33 @@ import torch
 from inference import Fit
 from pyro_vae import VAE
 from pyro_vae.parts import Parts, Sizes
-from pyro_vae.run import new_folder, open_run, save_run
+from pyro_vae.run import Run, new_folder, open_run, save_run
+
+
+def test_a_run_in_print_at_a_prompt_and_in_a_notebook():
+    parts = {"prior": {"part": "laplace", "scale": 1.0}, "decoder": {"part": "mlp", "hidden": [16]}}
+    config = {
+        "data": {"load": {"name_or_path": "<digits>"}},
+        "engine": "svi",
+        "parts": parts,
+        "sizes": {"num_latents": 3},
+    }
+    elbo = torch.linspace(-9.0, -8.5, 4)
+    fit = Fit(elbo=elbo, elbo_validation=None, seconds=1.0, num_steps=4, stopped_because="the budget ended")
+    run = Run(Path("runs/a"), config, torch.nn.Linear(2, 2), fit)
+    assert repr(run) == f"Run(folder='runs/a', data='<digits>', engine=svi, fit={fit!r})" and "\n" not in repr(run)
+    *described, last = str(run).splitlines()
+    assert [line.split(maxsplit=1) for line in described] == [
+        ["run", "runs/a"],
+        ["data", "<digits>"],
+        ["engine", "SVI"],
+        ["prior", "laplace"],
+        ["decoder", "mlp"],
+        ["latents", "3"],
+    ]
+    assert last == str(fit)
+    html = run._repr_html_()
+    assert "&lt;digits&gt;" in html and "laplace" in html and "ELBO -8.500" in html and "<digits>" not in html
 
 
 class TestNewFolder:
@@ -125,5 +151,7 @@ def test_a_fit_without_an_elbo_comes_back(tmp_path):
         {"epoch": 1, "log_joint": -3.0, "elbo_validation": -4.0},
         {"epoch": 2, "log_joint": -2.0, "elbo_validation": -3.5},
     ]
-    again = open_run(tmp_path).fit
+    run = open_run(tmp_path)
+    assert "data='unknown'" in repr(run) and "unknown" in str(run)
+    again = run.fit
     assert str(again) == str(fit) and again.elbo is None and torch.equal(again.log_joint, fit.log_joint)

@@ -1,5 +1,6 @@
 """Studies: which cells there are, what a file may say, and what the differences are, by hand."""
 
+import dataclasses
 import json
 import math
 
@@ -411,6 +412,17 @@ class TestTable:
         pareto, search = (str(note) for note in notes[2:])
         assert pareto.startswith("Warning: Pareto k > 0.7 at 2 of 4 datapoints of prior b, training.epochs 9: do not")
         assert "did not converge at 1 of 4 datapoints of prior a" in search
+
+    def test_fits_cut_short_are_counted(self):
+        results = self.results()
+        first, second, third = results.cells
+        rising = [first, dataclasses.replace(second, is_unfinished=True), third]
+        assert not any("still rising" in str(note) for note in results.notes())
+        (note,) = [note for note in dataclasses.replace(results, cells=rising).notes() if "still rising" in note.text]
+        assert note.severity == "warning"
+        assert note.text.startswith("1 of 3 fits were still rising when their budget of epochs ended (prior b, train")
+        table = dataclasses.replace(results, cells=rising).table()
+        assert table["is_unfinished"].tolist() == [False, True, False]
 
     def test_the_three_files_hold_the_same(self, tmp_path):
         results = self.results()

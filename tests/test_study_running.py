@@ -18,7 +18,8 @@ import xarray as xr
 
 import pyro_vae.jobs
 import pyro_vae.study.running as running
-from inference import Search
+from inference import Fit, Search
+from inference.results import Note
 from pyro_vae import open_run
 from pyro_vae.cli import main
 from pyro_vae.study import Study, StudyResults, run_study
@@ -85,6 +86,22 @@ def test_every_cell_is_a_run_and_is_scored(done):
     assert (table["num_data"] == 4).all() and (table["seconds"] > 0).all()
     # Each cell is measured with draws of its own.
     assert len({cell.gaps.settings["seed"] for cell in results.cells}) == 6
+
+
+def test_a_cell_remembers_that_its_fit_was_cut_short(data, tmp_path, monkeypatch):
+    study = Study(data=data, **SMALL, axes={"seed": [0]})
+    note = Note(severity="warning", text="the ELBO was still rising.")
+    monkeypatch.setattr(Fit, "notes", lambda fit: [note])
+    run_study(study, tmp_path)
+    (cell,) = StudyResults.read(tmp_path).cells
+    assert cell.is_unfinished
+    # What was written before there was such a sign has none.
+    scored = tmp_path / "cells" / cell.name / "scored.json"
+    record = json.loads(scored.read_text())
+    del record["is_unfinished"]
+    scored.write_text(json.dumps(record))
+    (cell,) = StudyResults.read(tmp_path).cells
+    assert not cell.is_unfinished
 
 
 def test_differences_of_fits(done):

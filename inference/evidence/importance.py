@@ -168,7 +168,7 @@ def iwae(
     weighed = Weighed(*(torch.cat(column, dim=-1).cpu() for column in zip(*columns, strict=True)))
     method = (
         f"IWAE, {num_draws} draws from "
-        + (f"a widened, defensive proposal{made_in}" if proposal else "the guide")
+        + (f"a widened q{made_in}" if proposal else "the guide")
         + " (a lower bound in expectation)"
     )
     settings = {

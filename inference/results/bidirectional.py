@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.results.evidence import Evidence
-from inference.results.summary import summarise
+from inference.results.summary import one_line, summarise
 
 __all__ = ["Bidirectional", "Side"]
 
@@ -82,6 +82,10 @@ class Bidirectional:
             "upper": summarise(self.upper.value, self.upper.se),
             "width": summarise(self.width, self.width_se),
         }
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(self, N=len(self.x), width=f"{float(self.width.double().mean()):.4f}")
 
     def __str__(self) -> str:
         """The bounds, and the two sets of data side by side."""

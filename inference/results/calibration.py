@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from inference.results.summary import one_line
+
 __all__ = ["Calibration"]
 
 # Quantities that are printed.
@@ -78,6 +80,12 @@ class Calibration:
         return tuple(
             "uniform" if passed else _shape(ranks, self.num_draws, joint=name == self.JOINT)
             for name, ranks, passed in zip(self.names, self.ranks.T, self.passes_by_quantity.tolist(), strict=True)
+        )
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(
+            self, N=len(self.ranks), quantities=len(self.names), num_draws=self.num_draws, passes=self.passes
         )
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.results.html import html_table
-from inference.results.summary import summarise
+from inference.results.summary import one_line, summarise
 
 __all__ = ["Evidence"]
 
@@ -45,6 +45,12 @@ class Evidence:
     halves: Float[Tensor, "2 N"] | None = None
     halves_se: Float[Tensor, "2 N"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(
+            self, N=len(self.value), mean=f"{summarise(self.value, self.se)['mean']:.4f}", method=repr(self.method)
+        )
 
     def _repr_html_(self) -> str:
         """The mean and its errors in a notebook."""

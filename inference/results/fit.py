@@ -9,7 +9,10 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from inference.convergence import still_rising
 from inference.results.html import html_table
+from inference.results.note import Note
+from inference.results.summary import one_line, summarise
 
 __all__ = ["Fit", "Refined"]
 
@@ -70,9 +73,48 @@ class Fit:
     def _repr_html_(self) -> str:
         """The last epoch in a notebook."""
         rows = [[name, f"{values[-1]:.4f}"] for name, values in self.history.items() if len(values)]
-        return html_table(["after the last epoch", "nats per datapoint"], rows, [str(self)])
+        return html_table(["after the last epoch", "nats per datapoint"], rows, str(self).split("\n"))
+
+    def __repr__(self) -> str:
+        """One line, without the numbers of every epoch."""
+        reached = {name: f"{values[-1]:.3f}" for name, values in self.history.items() if len(values)}
+        num_epochs = max(map(len, self.history.values()), default=0)
+        return one_line(self, epochs=num_epochs, **reached, stopped_because=repr(self.stopped_because))
 
     def __str__(self) -> str:
+        """Length, what was reached, and why it stopped, in one line; under it what a reader must know."""
+        return "\n".join([self.headline, *map(str, self.notes())])
+
+    def notes(self) -> list[Note]:
+        """What a reader must know of the fit, and of all that is measured at it: that training was cut short.
+
+        It was where the epochs that the settings allow were all used, and the curve still rises by the rule of
+        `inference.convergence.still_rising`: the mean over the last tenth of the epochs exceeds that over the tenth
+        before by 0.1 nats and three of its errors, the noise from epoch to epoch. The curve is the held-out ELBO where
+        it was measured, since where that no longer rises more training is not the advice; else the ELBO on the
+        training data, or the mean of log p(x, z). Epochs of the KL warm-up are left out. Of fewer than 5 epochs it says
+        nothing.
+        """
+        labels = {"elbo_validation": "the held-out ELBO", "elbo": "the ELBO", "log_joint": "the mean of log p(x, z)"}
+        name = next((name for name in labels if name in self.history), None)
+        if name is None:
+            return []
+        curve, training = self.history[name], self.settings.get("training", {})
+        # What ended before its budget was ended by a criterion that the user chose.
+        if len(curve) < training.get("epochs", 0):
+            return []
+        found = still_rising(curve[training.get("warm_up", 0) :])
+        if found is None:
+            return []
+        rise, num_epochs = found
+        text = (
+            f"{labels[name]} was still rising, by about {rise:.2g} nats over the last {num_epochs} epochs, when the "
+            f"budget of {len(curve)} ended: what is measured is of an unfinished fit. Train longer."
+        )
+        return [Note(severity="warning", text=text)]
+
+    @property
+    def headline(self) -> str:
         """One line: length, what was reached, and why it stopped."""
         lengths = [len(values) for values in self.history.values()]
         if not any(lengths):
@@ -118,3 +160,8 @@ class Refined:
     converged: Bool[Tensor, " N"]
     start_gap: Float[Tensor, " N"]
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line, without the rows."""
+        elbo = summarise(self.elbo, self.elbo_se)["mean"]
+        return one_line(self, N=len(self.elbo), elbo=f"{elbo:.4f}", num_unconverged=int((~self.converged).sum()))

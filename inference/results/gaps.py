@@ -14,10 +14,14 @@ from torch import Tensor
 from inference.results.evidence import Evidence
 from inference.results.html import html_table
 from inference.results.note import Note
-from inference.results.summary import HEADER, summarise, table_row
+from inference.results.summary import HEADER, one_line, summarise, table_row
 
 __all__ = ["Gaps"]
 
+# Errors beyond which a gap is told from 0.
+_CLEAR = 2.0
+# Datapoints that a note names.
+_NAMED = 5
 # An error of log p(x) of more than this share of the approximation gap is one that a reader must know of.
 TIGHT = 0.1
 
@@ -106,9 +110,38 @@ class Gaps:
         Returns:
             For each term `{"mean", "se", "mc_se"}` in nats per datapoint, where `mc_se = sqrt(sum se_n^2) / N` is what
             another seed would change and `se = sd_n(value_n) / sqrt(N)` what another sample of datapoints would; then
-            `num_data` and `num_unconverged`.
+            `num_data`, `num_unconverged` and `num_untrusted` (Pareto k above 0.7; None where no k is known);
+            `families`, by name `elbo_local` and `less_own`, the same of `family_differences`; `notes`, as printed under
+            the table; `family`, `evidence_method`, `seed` and `settings`.
         """
-        return self._summarise(slice(None))
+        families: dict[str, Any] = {}
+        if self.elbo_local_by_family is not None and self.elbo_local_by_family_se is not None:
+            found = zip(self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True)
+            less_own = self.family_differences()
+            families = {
+                name: {"elbo_local": summarise(value, se), "less_own": less_own[name]} for name, value, se in found
+            }
+        return {
+            **self._summarise(slice(None)),
+            "families": families,
+            "notes": list(map(str, self.notes())),
+            "family": self.family,
+            "evidence_method": self.evidence_method,
+            "seed": self.settings.get("seed"),
+            "settings": dict(self.settings),
+        }
+
+    def family_differences(self) -> dict[str, dict[str, float]]:
+        """L[q*] in each further family less L[q*] in the guide's own, over the same datapoints.
+
+        Returns:
+            By name `{"mean", "se", "mc_se"}`, nats per datapoint. `se` is that of the differences, datapoint by
+            datapoint. `mc_se` takes the two scores as independent: which draws they share is not kept.
+        """
+        if self.elbo_local_by_family is None or self.elbo_local_by_family_se is None:
+            return {}
+        found = zip(self.families, self.elbo_local_by_family, self.elbo_local_by_family_se, strict=True)
+        return {name: summarise(value - self.elbo_local, se.hypot(self.elbo_local_se)) for name, value, se in found}
 
     def _summarise(self, rows: slice | Tensor) -> dict[str, Any]:
         table: dict[str, Any] = {}
@@ -117,6 +150,7 @@ class Gaps:
         converged = self.converged[rows]
         table["num_data"] = converged.numel()
         table["num_unconverged"] = int((~converged).sum())
+        table["num_untrusted"] = None if self.pareto_k is None else int((self.pareto_k[rows] > 0.7).sum())
         return table
 
     def worst(self, k: int = 10) -> Int[Tensor, " k"]:
@@ -158,6 +192,11 @@ class Gaps:
             lines.append(f"{label:>7}{summary['num_data']:>7}{gaps}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        """One line, without the numbers of every datapoint."""
+        means = {gap: f"{float(getattr(self, gap).double().mean()):.4f}" for gap in self.GAPS}
+        return one_line(self, N=len(self), family=repr(self.family), **means)
+
     def __str__(self) -> str:
         """A table a person can read, with the signs of what is left under it."""
         rows = [table_row(label, **row) for label, row in self.rows().items()]
@@ -184,7 +223,9 @@ class Gaps:
         """What a reader of the numbers must know: the signs of what is left, and where not to trust them."""
         num_data, num_unconverged = len(self), int((~self.converged).sum())
         remarks = [
-            f"N = {num_data}; q in {self.family}; log p(x): {self.evidence_method}.",
+            *self._verdict(),
+            f"N = {num_data}; q in {self.family}.",
+            f"log p(x): {self.evidence_method}.",
             "se: another sample of datapoints; mc_se: another seed.",
             "The search for q* can only fall short: the amortization gap is under-estimated.",
         ]
@@ -203,6 +244,39 @@ class Gaps:
             notes.append(Note(severity="caution", text=text))
         return notes + self._evidence_notes()
 
+    def _verdict(self) -> list[str]:
+        """Which of encoder and family costs more, and what a further family would win; nothing not told from 0."""
+        approximation, amortization, inference = (
+            summarise(getattr(self, gap), getattr(self, f"{gap}_se")) for gap in self.GAPS
+        )
+        said = []
+        # One datapoint has no sampling error: NaN compares as false.
+        if _is_clear(inference):
+            if _is_clear(approximation) and _is_clear(amortization):
+                share = amortization["mean"] / inference["mean"]
+                # Of a ratio of means, by the delta method.
+                rest = self.amortization_gap.double() - share * self.inference_gap.double()
+                se = float(rest.std()) / math.sqrt(len(self)) / inference["mean"]
+                said.append(
+                    f"{share:.0%} of the inference gap is amortization (the encoder), {1 - share:.0%} approximation "
+                    f"(the family); se {se:.1%}."
+                )
+            elif _is_clear(amortization):
+                said.append(
+                    "The inference gap is amortization (the encoder): approximation is not told from 0 by its errors."
+                )
+            elif _is_clear(approximation):
+                said.append(
+                    "The inference gap is approximation (the family): amortization is not told from 0 by its errors."
+                )
+        for name, apart in self.family_differences().items():
+            mean, side = abs(apart["mean"]), "above" if apart["mean"] >= 0 else "below"
+            said.append(
+                f"L[q*] in {name} is {mean:.4f} {side} that in {self.family} (se {apart['se']:.4f}, paired by "
+                f"datapoint; mc_se {apart['mc_se']:.4f}, unpaired)."
+            )
+        return said
+
     def _evidence_notes(self) -> list[Note]:
         """Where log p(x) is not tight enough for the gap it is reported with."""
         notes = []
@@ -210,14 +284,20 @@ class Gaps:
         gap = abs(float(self.approximation_gap.mean()))
         if self.pareto_k is not None:
             if unreliable := int((self.pareto_k > 0.5).sum()):
-                text = "Pareto k > 0.5 {}: the error of log p(x) is unreliable there."
+                text = f"Pareto k > 0.5 {{}}: the error of log p(x) is unreliable there {_named(self.pareto_k, 0.5)}."
                 notes.append(Note(severity="caution", text=text, share=(unreliable, num_data)))
             if untrusted := int((self.pareto_k > 0.7).sum()):
-                text = "Pareto k > 0.7 {}: do not trust log p(x) there."
+                text = (
+                    f"Pareto k > 0.7 {{}}: do not trust log p(x) there {_named(self.pareto_k, 0.7)}. Try more "
+                    "num_evidence_draws, or a richer family in families."
+                )
                 notes.append(Note(severity="warning", text=text, share=(untrusted, num_data)))
         for name, estimate in self.estimates.items():
             if estimate.acceptance is not None and estimate.ess is not None and (few := int((estimate.ess < 2).sum())):
-                text = f"one chain carries the weight of {name} at {few} of {num_data} datapoints."
+                text = (
+                    f"one chain carries the weight of {name} at {few} of {num_data} datapoints "
+                    f"{_named(-estimate.ess, -2)}. Raise num_chains or num_temperatures of annealing."
+                )
                 notes.append(Note(severity="warning", text=text))
         if len(self.estimates) > 1:
             means = {name: summarise(estimate.value, estimate.se) for name, estimate in self.estimates.items()}
@@ -237,3 +317,14 @@ class Gaps:
             )
             notes.append(Note(severity="warning", text=text))
         return notes
+
+
+def _is_clear(gap: Mapping[str, float]) -> bool:
+    return gap["mean"] > _CLEAR * max(gap["se"], gap["mc_se"])
+
+
+def _named(values: Tensor, threshold: float) -> str:
+    """The datapoints whose values lie above, the worst first."""
+    worst = values.nan_to_num(-math.inf).argsort(descending=True)[: int((values > threshold).sum())].tolist()
+    more = ", ..." if len(worst) > _NAMED else ""
+    return f"(datapoint{'s' * (len(worst) > 1)} {', '.join(map(str, worst[:_NAMED]))}{more})"

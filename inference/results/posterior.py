@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from inference.results.note import Note
-from inference.results.summary import summarise
+from inference.results.summary import one_line, summarise
 
 __all__ = ["PosteriorDraws"]
 
@@ -60,6 +60,15 @@ class PosteriorDraws:
     def converged(self) -> Bool[Tensor, " N"]:
         """(N,) whether nested R-hat is within 1.01. It can show that chains have not mixed, never that they have."""
         return self.nested_rhat <= self.MAX_RHAT
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(
+            self,
+            z=tuple(self.z.shape),
+            num_superchains=self.num_superchains,
+            converged=f"{int(self.converged.sum())} of {len(self)}",
+        )
 
     def __str__(self) -> str:
         """A table a person can read, with warnings under it."""

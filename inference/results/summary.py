@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HEADER", "difference", "summarise", "table_row"]
+__all__ = ["HEADER", "difference", "one_line", "summarise", "table_row"]
 
 HEADER = f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}"
 
@@ -62,3 +62,13 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str
 def table_row(label: str, mean: float, se: float, mc_se: float) -> str:
     """A line under `HEADER`."""
     return f"{label:<28}{mean:>12.4f}{se:>10.4f}{mc_se:>10.4f}"
+
+
+def one_line(record: object, **shown: object) -> str:
+    """What a record is, for a prompt or a debugger: its class, and what is shown of it.
+
+    Example:
+        >>> one_line(object(), N=3)
+        'object(N=3)'
+    """
+    return f"{type(record).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from inference.results.summary import HEADER, summarise, table_row
+from inference.results.summary import HEADER, one_line, summarise, table_row
 
 __all__ = ["Surgery"]
 
@@ -89,6 +89,15 @@ class Surgery:
         }
         active = self.active_units
         return table | {"num_data": len(self), "num_latents": len(active), "num_active": int(active.sum())}
+
+    def __repr__(self) -> str:
+        """One line."""
+        return one_line(
+            self,
+            N=len(self),
+            elbo=f"{float(self.elbo.double().mean()):.4f}",
+            kl=f"{float(self.kl.double().mean()):.4f}",
+        )
 
     def __str__(self) -> str:
         """A table a person can read, with the signs of the biases under it."""

@@ -12,6 +12,7 @@ from pyro_vae.cli.options import DataOptions, ObjectiveOption, PartsOptions, Tra
 from pyro_vae.cli.output import default_out, next_command, print_json
 from pyro_vae.engines import Engine, objective_from
 from pyro_vae.jobs import fit_run
+from pyro_vae.report.missing import trains_longer
 from pyro_vae.run import CONFIG, new_folder, read_config, training_from
 
 __all__ = ["EmCommand", "FitCommand"]
@@ -112,12 +113,15 @@ class _Fitting:
                     "num_steps": fit.num_steps,
                     "stopped_because": fit.stopped_because,
                     "best_epoch": fit.best_epoch,
+                    "notes": list(map(str, fit.notes())),
                     "out": str(out),
                 }
             )
             return
         print(run.vae)
         print(fit)
+        if longer := trains_longer(out, run.config, fit):
+            print(f"To train longer: {longer}")
         print(f"Written to {out}.")
         print(next_command("gaps", out))
 

@@ -13,6 +13,7 @@ from inference.results import summarise
 from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.jobs import measure_run
 from pyro_vae.parts import build_family, options
+from pyro_vae.report.missing import trains_longer
 from pyro_vae.run import open_run
 
 __all__ = ["EvaluateCommand", "GapsCommand"]
@@ -48,9 +49,11 @@ class GapsCommand:
         further = [build_family(options("family", name), run.vae.num_latents, support) for name in self.families]
         gaps = measure_run(run, num_data=self.num_data, families=further, seed=self.seed)
         if self.json:
-            print_json(gaps.summary())
+            print_json(gaps.summary() | {"fit_notes": list(map(str, run.fit.notes()))})
             return
-        print(gaps)
+        print("\n".join(map(str, [gaps, *run.fit.notes()])))
+        if longer := trains_longer(self.run, run.config, run.fit):
+            print(f"To train longer: {longer}")
         print("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in gaps.seconds.items()))
         print(f"Written to {self.run}: results.nc, figures/.")
         print(next_command("report", self.run))

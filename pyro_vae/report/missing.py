@@ -1,4 +1,4 @@
-"""What a run's folder lacks, and the command that makes it."""
+"""What a run lacks, files or epochs, and the command that makes up for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from inference import Fit
 from pyro_vae.run import FIGURES, METRICS, RESULTS
 
-__all__ = ["missing_from"]
+__all__ = ["missing_from", "trains_longer"]
+
+# So many times the epochs.
+_LONGER = 4
 
 
 def missing_from(folder: Path, config: Mapping[str, Any], *, measured: bool) -> dict[str, tuple[str, str]]:
@@ -24,9 +28,8 @@ def missing_from(folder: Path, config: Mapping[str, Any], *, measured: bool) -> 
         By file, what it holds and the command that makes it.
     """
     name = quote(str(folder))
-    verb = "fit" if config.get("engine", "svi") == "svi" else "em"
     # From the same configuration and seed comes the same run.
-    again = f"pyro-vae {verb} --config {name} --out {name} --overwrite"
+    again = f"pyro-vae {_verb(config)} --config {name} --out {name} --overwrite"
     pieces = {
         METRICS: ("the metrics of every epoch", again),
         RESULTS: ("draws and gaps", again),
@@ -35,3 +38,22 @@ def missing_from(folder: Path, config: Mapping[str, Any], *, measured: bool) -> 
     if measured:
         pieces[f"{FIGURES}/gaps.png"] = ("the pictures of the gaps", f"pyro-vae gaps {name}")
     return {name: piece for name, piece in pieces.items() if not (folder / name).is_file()}
+
+
+def trains_longer(folder: Path, config: Mapping[str, Any], fit: Fit) -> str | None:
+    """The command that fits a run again with more epochs, beside it; None where the fit was not cut short.
+
+    Args:
+        folder: where the run lies.
+        config: its configuration.
+        fit: how its training went.
+    """
+    if not fit.notes():
+        return None
+    name, longer = quote(str(folder)), quote(f"{folder}-longer")
+    epochs = _LONGER * config["training"]["epochs"]
+    return f"pyro-vae {_verb(config)} --config {name} --out {longer} --training.epochs {epochs}"
+
+
+def _verb(config: Mapping[str, Any]) -> str:
+    return "fit" if config.get("engine", "svi") == "svi" else "em"

@@ -8,7 +8,7 @@ from typing import Any
 
 from inference import Gaps
 from pyro_vae.engines import ENGINES
-from pyro_vae.report.missing import missing_from
+from pyro_vae.report.missing import missing_from, trains_longer
 from pyro_vae.report.page import commands, details, figures, number_table, page, paragraphs, warnings_of, word_table
 from pyro_vae.run import FIGURES, Run
 from pyro_vae.study.words import words
@@ -46,7 +46,9 @@ def run_page(run: Run) -> str:
     missing = missing_from(run.folder, config, measured=gaps is not None)
     lacks = [f"{name} is missing ({what}). To make it:" for name, (what, _) in missing.items()]
     findings = commands(zip(lacks, (command for _, command in missing.values()), strict=True), warn=True)
-    findings += paragraphs([str(run.fit)])
+    findings += paragraphs([run.fit.headline]) + warnings_of(note.in_full for note in run.fit.notes())
+    if longer := trains_longer(run.folder, config, run.fit):
+        findings += commands([("To train longer:", longer)], warn=False)
     if gaps is not None:
         findings += _gaps_table(gaps)
     else:

@@ -49,6 +49,7 @@ class ScoredCell:
         config: everything resolved, as its run keeps it.
         gaps: what was measured.
         seconds: wall-clock seconds of the fit.
+        is_unfinished: whether the fit was cut short while it still rose, by `Fit.notes`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ScoredCell:
     config: Mapping[str, Any]
     gaps: Gaps
     seconds: float
+    is_unfinished: bool = False
 
     @property
     def num_untrusted(self) -> int:
@@ -146,6 +148,7 @@ class StudyResults:
                 "num_data": summary["num_data"],
                 "num_unconverged": summary["num_unconverged"],
                 "num_untrusted": cell.num_untrusted,
+                "is_unfinished": cell.is_unfinished,
                 "seconds": cell.seconds,
             }
             rows.append({**cell.place, **numbers, **counts, **_settings(cell, log_p)})
@@ -268,6 +271,13 @@ class StudyResults:
                 "seed_se: other training seeds."
             ),
         ]
+        if unfinished := [cell for cell in self.cells if cell.is_unfinished]:
+            text = (
+                f"{len(unfinished)} of {len(self.cells)} fits were still rising when their budget of epochs ended "
+                f"({where(unfinished[0].place)}{', ...' * (len(unfinished) > 1)}): differences may be of the training "
+                "alone. Raise training.epochs."
+            )
+            notes.append(Note(severity="warning", text=text))
         counts = {
             "No finite log p(x) {}: there is neither a mean nor a difference with them.": [
                 int((~log_p.value.isfinite()).sum()) for log_p in self.log_p
@@ -366,6 +376,8 @@ def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
         config=config,
         gaps=gaps,  # type: ignore[arg-type]  # the group was there
         seconds=record["seconds"],
+        # What was written before there was such a sign has none.
+        is_unfinished=record.get("is_unfinished", False),
     )
 
 

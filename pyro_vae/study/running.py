@@ -103,6 +103,7 @@ def run_cell(
             # A seed of its own, so that the Monte Carlo errors of two cells are independent.
             measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name))
             record = {"place": dict(cell.place), "seconds": run.fit.seconds, "num_data": num_data}
+            record["is_unfinished"] = bool(run.fit.notes())
             _write(folder / SCORED, record)
         except Exception as error:  # noqa: BLE001 (one cell must not take the others with it)
             _log.warning("%s failed: %s", cell.name, error)
