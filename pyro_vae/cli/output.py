@@ -67,11 +67,3 @@ def require_positive(option: str, value: int | None) -> None:
     """
     if value is not None and value < 1:
         raise ValueError(f"{option}: expected a positive number; got {value}.")
-
-
-def _finite(record: Any) -> Any:  # noqa: ANN401
-    if isinstance(record, Mapping):
-        return {name: _finite(value) for name, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [_finite(value) for value in record]
-    return None if isinstance(record, float) and not math.isfinite(record) else record
