@@ -15,6 +15,7 @@ import torch
 
 from inference import Adam, Cosine, Gaps, Training, by_one_estimator
 from inference.results import summarise
+from pyro_vae.encoding import to_json
 from pyro_vae.figures import draw_gaps, save
 from pyro_vae.jobs import Engine, fit_guide, fit_run, measure_run
 from pyro_vae.parts import Parts, options
@@ -115,7 +116,7 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
         named = {"SVI": "svi", "variational EM": "em"}
         draw_gaps(figures, {name: gaps[engine] for name, engine in named.items()})
         save(plot_elbo({name: runs[engine].fit for name, engine in named.items()}), figures / "elbo.png")
-        (folder / "gaps.json").write_text(json.dumps(demo.summary(), indent=2) + "\n")
+        (folder / "gaps.json").write_text(to_json(demo.summary()) + "\n")
         (folder / CONFIG).write_text(json.dumps({"command": "demo", "seed": seed}, indent=2) + "\n")
     return demo
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from inference.draws import gaps_from_datatree, save_datatree
 from inference.guides import Amortized
 from pyro_vae.data import Dataset, load
+from pyro_vae.encoding import to_json
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
@@ -157,8 +159,9 @@ def _as_configuration(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError) as error:
+        wrong = f"{error} is" if isinstance(error, KeyError) else f"something is ({error})"
         raise ValueError(
-            f"{where}: expected a run's configuration; it has something missing or unknown ({error}). Fit again."
+            f"{where}: expected a run's configuration; in it {wrong} missing or unknown. Fit again."
         ) from error
 
 
@@ -191,12 +194,13 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         place = out.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        # Not by mkdtemp, which makes folders for their owner alone: who may read a run is for the umask to say.
+        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}"
+        partial.mkdir()
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
     try:
         yield partial
-        partial.chmod(0o755)
         if not place.is_dir():
             os.replace(partial, place)
             return
@@ -240,7 +244,7 @@ def save_run(
         columns = {name: values.tolist() for name, values in fit.history.items()}
         for epoch, row in enumerate(zip(*columns.values(), strict=True)):
             numbers = dict(zip(columns, row, strict=True)) | dict(terms.get(epoch + 1, {}))
-            lines.write(json.dumps({"epoch": epoch + 1, **numbers}) + "\n")
+            lines.write(to_json({"epoch": epoch + 1, **numbers}, indent=None) + "\n")
     save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
     (folder / FIGURES).mkdir(exist_ok=True)
 

@@ -12,10 +12,11 @@ import tyro
 
 from pyro_vae import plots
 from pyro_vae.cli.options import DataOptions, TrainingOptions
-from pyro_vae.cli.output import next_command, print_json, require_positive, to_json
+from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.comparison import TRAINING, compare
 from pyro_vae.data import load
 from pyro_vae.demo import run_demo, table
+from pyro_vae.encoding import to_json
 from pyro_vae.figures import save
 from pyro_vae.run import CONFIG, new_folder
 from pyro_vae.study import CELLS, read_study, run_study
