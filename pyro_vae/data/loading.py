@@ -24,7 +24,7 @@ from pyro_vae.data.sources import Missing, Source
 from pyro_vae.data.tables import read_table
 from pyro_vae.names import did_you_mean
 
-__all__ = ["load"]
+__all__ = ["load", "located"]
 
 _TABLES = (".csv", ".parquet")
 _FILES = (".npy", ".npz", *_TABLES)
@@ -145,6 +145,20 @@ def load(
         columns=source.columns,
         has_missing=source.has_missing,
     )
+
+
+def located(name_or_path: str | os.PathLike[str]) -> str:
+    """Data as every folder finds them: the name of a data set as it is, the path of a file from the root.
+
+    Args:
+        name_or_path: as `load` takes it.
+
+    Example:
+        >>> located("digits")
+        'digits'
+    """
+    name = os.fspath(name_or_path)
+    return name if name in NAMED else os.path.abspath(os.path.expanduser(name))
 
 
 def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
