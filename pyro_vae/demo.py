@@ -15,6 +15,7 @@ import torch
 
 from inference import Adam, Cosine, Fit, Gaps, Training, by_one_estimator
 from inference.results import summarise
+from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES, Engine
 from pyro_vae.figures import draw_gaps, save
 from pyro_vae.jobs import fit_guide, fit_run, gaps_label, measure_run
@@ -116,7 +117,7 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
         figures.mkdir()
         draw_gaps(figures, {gaps_label(engine): gaps[engine] for engine in engines})
         save(plot_elbo({ENGINES[engine]: runs[engine].fit for engine in engines}), figures / "elbo.png")
-        (folder / "gaps.json").write_text(json.dumps(demo.summary(), indent=2) + "\n")
+        (folder / "gaps.json").write_text(to_json(demo.summary()) + "\n")
         (folder / CONFIG).write_text(json.dumps({"command": "demo", "seed": seed}, indent=2) + "\n")
     return demo
 

@@ -20,7 +20,7 @@ from inference.objectives import (
     WakeSleep,
 )
 from pyro_vae.data import Dataset
-from pyro_vae.parts.names import did_you_mean
+from pyro_vae.names import did_you_mean
 from pyro_vae.vae import VAE
 
 __all__ = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import torch
@@ -24,15 +26,16 @@ from inference import (
     refine,
     to_datatree,
 )
-from inference.draws import gaps_dataset
+from inference.draws import gaps_dataset, gaps_from_datatree
 from inference.families import Family
 from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from pyro_vae import plots
-from pyro_vae.data import Dataset, Split, load
+from pyro_vae.data import Dataset, Split, load, located
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
-from pyro_vae.parts import Parts, Sizes, options
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.parts import Parts, Sizes, catalog, options
 from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
@@ -99,9 +102,7 @@ def fit_run(
         modules["encoder"] = None
     vae = VAE(**modules)
     start_at_data(vae.prior, dataset.train, seed=seed)
-    for split in (dataset.train, dataset.validation, dataset.test):
-        for x in _blocks(_fixed(split)):
-            vae.likelihood.check(x)
+    _check_support(vae.likelihood, dataset)
 
     terms = _term_tracker(vae, dataset, training, seed=seed)
     watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
@@ -109,7 +110,11 @@ def fit_run(
     config = {
         "command": "fit",
         "engine": engine,
-        "data": {"load": dict(data), "fingerprint": dataset.fingerprint, "base_measure": vae.likelihood.base_measure},
+        "data": {
+            "load": {**data, "name_or_path": located(data["name_or_path"])},
+            "fingerprint": dataset.fingerprint,
+            "base_measure": vae.likelihood.base_measure,
+        },
         "parts": parts.to_config(),
         "sizes": dataclasses.asdict(sizes),
         "objective": described,
@@ -122,6 +127,19 @@ def fit_run(
     run = open_run(folder)
     _draw(run, dataset, seed=seed)
     return run
+
+
+def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
+    """Refuse data outside the support; the classes that the advice names are named as a command line does, too."""
+    try:
+        for split in (dataset.train, dataset.validation, dataset.test):
+            for x in _blocks(_fixed(split)):
+                likelihood.check(x)
+    except ValueError as error:
+        advice = str(error).removeprefix(repr(likelihood))
+        named = [name for name, part in catalog("likelihood").items() if re.search(rf"\b{part.__name__}\b", advice)]
+        words = ", ".join(f"likelihood:{name}" for name in named)
+        raise ValueError(f"{error}{f' On the command line: {words}.' if named else ''}") from error
 
 
 def _term_tracker(vae: VAE, dataset: Dataset, training: Training, *, seed: int) -> TermTracker | None:
@@ -181,26 +199,37 @@ def measure_run(
     families: Sequence[Family] = (),
     seed: int = 0,
     training: Training | None = None,
+    replace: bool = False,
 ) -> Gaps:
     """Measure the gaps of a run on its test split, and keep them in its folder.
 
     A model fitted by EM has no encoder: one of the run's own design is first fitted to the frozen model.
 
     Args:
-        run: the run; its `results.nc`, its figures and, where an encoder was fitted, its checkpoint are replaced.
+        run: the run; its `results.nc`, its figures and, where an encoder was fitted, its checkpoint are written again.
         num_data: datapoints of the test split to measure; None: all.
         families: further families to find q* in.
         seed: of all draws.
         training: settings for that encoder; those of the run by default.
+        replace: whether gaps that the run holds already are replaced, when the new ones are complete.
 
     Raises:
-        ValueError: the data changed since the fit, or `num_data` is not positive.
+        ValueError: the run holds gaps already, the data changed since the fit, or `num_data` is not positive.
+        FileNotFoundError: the data are not there any more.
     """
+    # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
+    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
+    found = gaps_from_datatree(tree)
+    if found is not None and not replace:
+        further = f", with {', '.join(found.families)}" if found.families else ""
+        folder = quote(str(run.folder))
+        raise ValueError(
+            f"{run.folder}: the run already holds the gaps of {len(found)} datapoints{further}; nothing was touched. "
+            f"Read them: pyro-vae report {folder}. Replace them: pyro-vae gaps {folder} --overwrite, or replace=True."
+        )
     test = _fixed(run.dataset.test)
     if num_data is not None:
         test = test.head(min(num_data, len(test)))
-    # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
-    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
     gaps = measure_gaps(run.vae.model, guide, test, families=families, seed=seed)
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())

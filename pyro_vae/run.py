@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 import platform
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,12 +28,23 @@ from inference.draws import gaps_from_datatree, save_datatree
 from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
-from pyro_vae.data import Dataset, load
+from pyro_vae.data import NAMED, Dataset, load, located
+from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
-__all__ = ["Run", "new_folder", "open_run", "read_config", "save_run", "training_from"]
+__all__ = [
+    "Run",
+    "listed",
+    "new_folder",
+    "no_folder",
+    "open_run",
+    "read_config",
+    "runs_in",
+    "save_run",
+    "training_from",
+]
 
 CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
 _PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "xarray")
@@ -92,10 +104,21 @@ class Run:
         """The data the run was fitted to, loaded again and compared by fingerprint.
 
         Raises:
+            FileNotFoundError: they are not there any more.
             ValueError: they are not the same data any more.
         """
         with _as_configuration(self.folder / CONFIG):
-            data = load(**self.config["data"]["load"])
+            asked = dict(self.config["data"]["load"])
+            try:
+                data = load(**asked)
+            except FileNotFoundError as error:
+                if asked["name_or_path"] in NAMED:
+                    raise
+                raise FileNotFoundError(
+                    f"{self.folder}: expected the data that the run was fitted to in {located(asked['name_or_path'])}; "
+                    "there is no such file. Put it back, or write where it lies now into "
+                    f"{self.folder / CONFIG}, as name_or_path."
+                ) from error
         if data.fingerprint != self.config["data"]["fingerprint"]:
             fitted = self.config["data"]["fingerprint"]
             raise ValueError(
@@ -193,8 +216,9 @@ def _as_configuration(where: Path | str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError) as error:
+        wrong = f"{error} is" if isinstance(error, KeyError) else f"something is ({error})"
         raise ValueError(
-            f"{where}: expected a run's configuration; it has something missing or unknown ({error}). Fit again."
+            f"{where}: expected a run's configuration; in it {wrong} missing or unknown. Fit again."
         ) from error
 
 
@@ -227,12 +251,13 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         place = out.resolve()
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        # Not by mkdtemp, which makes folders for their owner alone: who may read a run is for the umask to say.
+        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}"
+        partial.mkdir()
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
     try:
         yield partial
-        partial.chmod(0o755)
         if not place.is_dir():
             os.replace(partial, place)
             return
@@ -276,7 +301,7 @@ def save_run(
         columns = {name: values.tolist() for name, values in fit.history.items()}
         for epoch, row in enumerate(zip(*columns.values(), strict=True)):
             numbers = dict(zip(columns, row, strict=True)) | dict(terms.get(epoch + 1, {}))
-            lines.write(json.dumps({"epoch": epoch + 1, **numbers}) + "\n")
+            lines.write(to_json({"epoch": epoch + 1, **numbers}, indent=None) + "\n")
     save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
     (folder / FIGURES).mkdir(exist_ok=True)
 
@@ -297,7 +322,7 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     if config.get("command", "fit") != "fit":
-        runs = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}")))
+        runs = ", ".join(map(str, runs_in(folder)))
         raise ValueError(
             f"{folder}: expected a run folder; pyro-vae {config['command']} wrote it. "
             + (f"The runs in it: {runs}." if runs else "It keeps no run.")
@@ -352,10 +377,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path.parent}: expected a run folder; it is a file. Name the folder that it lies in."
         ) from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path.parent}: expected a run folder; there is no {path.name} in it. Make one by `pyro-vae fit --out "
-            f"{path.parent}`."
-        ) from error
+        raise FileNotFoundError(_no_run(path.parent, path.name)) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: expected JSON; it cannot be read ({error}). Fit again.") from error
     if not isinstance(config, dict):
@@ -368,6 +390,47 @@ def read_config(path: Path) -> dict[str, Any]:
             f"(pip install 'pyro-vae>={written}')."
         )
     return config
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs that lie side by side in a folder.
+
+    Args:
+        folder: the one above them.
+    """
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+
+
+def listed(runs: Sequence[Path]) -> str:
+    """Runs by their names, a few of many.
+
+    Example:
+        >>> listed([Path("runs/mine"), Path("runs/x5")])
+        'the runs mine, x5'
+    """
+    names = ", ".join(run.name for run in runs[:5])
+    if len(runs) == 1:
+        return f"the run {names}"
+    return f"the runs {names}" + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+
+
+def no_folder(folder: Path) -> str:
+    """What to say of a folder that is not there: where it was looked for, which tells of a wrong working directory.
+
+    Args:
+        folder: as it was given.
+    """
+    return f"there is no folder {os.path.abspath(folder)}. Check the path, and the folder you are in."
+
+
+def _no_run(folder: Path, name: str) -> str:
+    if not folder.is_dir():
+        return f"{folder}: expected a run folder; {no_folder(folder)}"
+    if runs := runs_in(folder):
+        return f"{folder}: expected a run folder; it holds {listed(runs)}. Name one, such as {runs[0]}."
+    return (
+        f"{folder}: expected a run folder; there is no {name} in it. Make one by `pyro-vae fit --out {folder / 'run'}`."
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -255,7 +255,7 @@ class VAE(nn.Module):
         lines = []
         for name, part in parts.items():
             num_parameters = 0 if part is None else sum(weight.numel() for weight in part.parameters())
-            count = f"  ({num_parameters:,} parameters)" if num_parameters else ""
+            count = f"  ({num_parameters:,} parameter{'s' * (num_parameters > 1)})" if num_parameters else ""
             lines.append(f"  {name + ':':<12}{_one_line(part)}{count}")
         return "\n".join(["VAE(", *lines, ")"])
 

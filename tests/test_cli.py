@@ -24,6 +24,7 @@ from pyro_vae.cli import main
 from pyro_vae.cli.options import DataOptions
 from pyro_vae.cli.output import next_command
 from pyro_vae.cli.parsing import VERBS, parse
+from pyro_vae.parts import catalog
 from pyro_vae.report import write_report
 
 # In more than two dimensions a run draws fewer pictures.
@@ -153,7 +154,7 @@ class TestGaps:
     @pytest.mark.parametrize("engine", ["svi", pytest.param("em", marks=pytest.mark.slow)])
     def test_measures_and_keeps(self, runs, engine, capsys):
         further = ["--families", "full-covariance"] if engine == "svi" else []
-        assert main(["gaps", str(runs / engine), "--num-data=10", *further]) == 0
+        assert main(["gaps", str(runs / engine), "--num-data=10", "--overwrite", *further]) == 0
         said = capsys.readouterr().out
         assert "amortization gap" in said
         assert ("L[q*] in FullCovariance(2)" in said) == bool(further)
@@ -168,8 +169,31 @@ class TestGaps:
             assert (runs / engine / "figures" / name).is_file()
         assert dict(run.results["posterior"].sizes)["obs_id"] == 100  # the draws stay
 
+    def test_a_measurement_is_not_replaced_unasked(self, runs, tmp_path, capsys):
+        run = tmp_path / "run"
+        shutil.copytree(runs / "svi", run)
+        (run / "results.nc").unlink()
+        assert main(["gaps", str(run), "--num-data=4", "--families", "full-covariance"]) == 0
+        before = (run / "results.nc").read_bytes()
+        capsys.readouterr()
+        assert main(["gaps", str(run), "--num-data=2"]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert "already holds the gaps of 4 datapoints, with FullCovariance(2); nothing was touched" in said.err
+        assert f"pyro-vae gaps {run} --overwrite" in said.err and f"pyro-vae report {run}" in said.err
+        assert (run / "results.nc").read_bytes() == before
+        assert main(["gaps", str(run), "--num-data=2", "--overwrite"]) == 0
+        assert len(open_run(run).gaps) == 2
+
+    def test_the_families_are_named_in_the_help(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["gaps", "--help"])
+        said = " ".join(re.sub(r"\x1b\[[0-9;]*m|│", "", capsys.readouterr().out).split())
+        assert "as long again" in said
+        assert all(re.search(rf"There are .*\b{family}\b", said) for family in catalog("family"))
+
     def test_json_is_the_summary(self, runs, capsys):
-        assert main(["gaps", str(runs / "svi"), "--num-data=10", "--json"]) == 0
+        assert main(["gaps", str(runs / "svi"), "--num-data=10", "--json", "--overwrite"]) == 0
         summary = json.loads(capsys.readouterr().out)
         run = open_run(runs / "svi")
         assert summary == {**run.gaps.summary(), "fit_notes": []}
@@ -177,7 +201,20 @@ class TestGaps:
 
     def test_json_of_one_datapoint(self, runs, tmp_path, capsys):
         shutil.copytree(runs / "svi", tmp_path / "run")
-        assert main(["gaps", str(tmp_path / "run"), "--num-data=1", "--json", "--families", "full-covariance"]) == 0
+        assert (
+            main(
+                [
+                    "gaps",
+                    str(tmp_path / "run"),
+                    "--num-data=1",
+                    "--json",
+                    "--overwrite",
+                    "--families",
+                    "full-covariance",
+                ]
+            )
+            == 0
+        )
         summary = json.loads(capsys.readouterr().out)
         # It has no sampling error.
         assert summary["amortization_gap"]["se"] is None and summary["amortization_gap"]["mean"] > -1
@@ -191,6 +228,63 @@ class TestGaps:
         np.save(data, rng.integers(0, 5, (60, 4)))
         assert main(["gaps", str(tmp_path / "run")]) == 2
         assert "fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_pictures")
+class TestAnotherFolder:
+    """A run is used from where it was not made."""
+
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        np.save(tmp_path / "mine.npy", np.random.default_rng(0).integers(0, 5, (60, 4)))
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "a")
+        assert main(["fit", "--out=run", "--data=../mine.npy", *SMALL]) == 0
+        monkeypatch.chdir("b")
+        return tmp_path / "a" / "run"
+
+    def test_the_data_are_found(self, run, tmp_path):
+        assert json.loads((run / "config.json").read_text())["data"]["load"]["name_or_path"] == f"{tmp_path}/mine.npy"
+        assert main(["gaps", "../run", "--num-data=3"]) == 0
+        assert main(["fit", "--config=../run", "--out=again"]) == 0
+        assert open_run("again").config == open_run("../run").config
+
+    def test_data_that_are_gone_are_named_with_the_run(self, run, tmp_path, capsys):
+        (tmp_path / "mine.npy").rename(tmp_path / "yours.npy")
+        capsys.readouterr()
+        assert main(["gaps", "../run"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"pyro-vae: ../run: expected the data that the run was fitted to in {tmp_path}/mine.npy;"
+        )
+        assert "../run/config.json, as name_or_path" in said
+
+    def test_a_comparison_names_the_file_from_the_root(self, run, tmp_path):
+        words = ["compare", "--data=../../mine.npy", "--out=compared", "--num-latents=2", "--training.epochs=1"]
+        assert main([*words, "--hidden", "8"]) == 0
+        config = json.loads((tmp_path / "a" / "b" / "compared" / "config.json").read_text())
+        assert config["data"]["load"]["name_or_path"] == f"{tmp_path}/mine.npy"
+
+
+class TestFolderOfRuns:
+    @pytest.mark.parametrize("num_runs", [1, 2, 7])
+    def test_its_runs_are_named(self, tmp_path, num_runs, capsys):
+        names = [f"r{number}" for number in range(num_runs)]
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text("{}")
+        shown = "the run r0" if num_runs == 1 else f"the runs {', '.join(names[:5])}{' and 2 more' * (num_runs > 5)}"
+        assert main(["gaps", str(tmp_path)]) == 2
+        assert f"it holds {shown}. Name one, such as {tmp_path}/r0." in capsys.readouterr().err
+        assert main(["report", str(tmp_path)]) == 2
+        assert f"it holds {shown}: pyro-vae report {tmp_path}/r0" in capsys.readouterr().err
+
+    def test_those_of_a_demonstration_have_a_report_each(self, tmp_path, capsys):
+        for name in ("", "svi", "em"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text('{"command": "demo"}')
+        assert main(["report", str(tmp_path)]) == 2
+        assert f"pyro-vae report {tmp_path}/em, pyro-vae report {tmp_path}/svi" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_no_pictures")
@@ -436,7 +530,10 @@ BAD_WORDS = {
     ),
     "unknown kind of part": (["fit", "--out={out}", "piror:laplace"], "Did you mean prior:laplace"),
     "negative seed": (["fit", "--out={out}", "--seed=-1"], "seed"),
-    "wrong likelihood": (["fit", "--out={out}", "likelihood:bernoulli"], "--data.binarize fixed"),
+    "wrong likelihood": (
+        ["fit", "--out={out}", "likelihood:bernoulli"],
+        r"--data\.binarize fixed.*On the command line: likelihood:binomial, .*likelihood:continuous-bernoulli\.$",
+    ),
     "too few counts": (
         ["fit", "--out={out}", "likelihood:binomial", "--likelihood.total-count=3"],
         "total_count|Binomial",
@@ -446,7 +543,25 @@ BAD_WORDS = {
         ["em", "--out={out}", "--data.binarize=dynamic", "likelihood:bernoulli"],
         "fixed",
     ),
-    "no run": (["gaps", "{out}"], "expected a run folder"),
+    "no run": (["gaps", "{out}"], r"expected a run folder; there is no folder /.*run\."),
+    "no run, in a folder that is not there": (["gaps", "nowhere/mine"], r"there is no folder /.*/nowhere/mine\."),
+    "a report of a folder that is not there": (["report", "nowhere"], r"there is no folder /.*/nowhere\."),
+    "runs to compare": (
+        ["compare", "runs/mine", "runs/x5"],
+        r"Unknown word runs/mine\. pyro-vae compare fits .* takes no runs\..*pyro-vae study.*by_one_estimator",
+    ),
+    "an option before its part": (
+        ["fit", "--out={out}", "--family.rank", "3", "family:low-rank", "--seed=1"],
+        r"before family:low-rank\. Put --family\.rank 3 after family:low-rank\. See",
+    ),
+    "an option before its part, in one word": (
+        ["fit", "--out={out}", "--prior.scale=2", "--num-latents", "3", "prior:laplace"],
+        r"Put --prior\.scale=2 after prior:laplace\. See",
+    ),
+    "an option that takes its part for a value": (
+        ["fit", "--out={out}", "--decoder.hidden", "3", "4", "decoder:mlp"],
+        r"Put --decoder\.hidden 3 4 after decoder:mlp\. See",
+    ),
     "no datapoints": (["gaps", "{out}", "--num-data=0"], "--num-data"),
     "nothing to compare": (["compare", "--out={out}", "--num-data=0"], "--num-data"),
     "compare with all dimensions": (["compare", "--out={out}", "--num-latents=64"], "num_latents: expected fewer"),
@@ -578,7 +693,7 @@ class TestDamage:
         run = tmp_path / "run"
         shutil.copytree(runs / "svi", run)
         shutil.rmtree(run / "figures")
-        assert main(["gaps", str(run), "--num-data=1", "--json"]) == 0
+        assert main(["gaps", str(run), "--num-data=1", "--json", "--overwrite"]) == 0
         assert json.loads(capsys.readouterr().out)["amortization_gap"]["se"] is None
         assert (run / "figures" / "gaps.png").is_file()
 
@@ -687,7 +802,7 @@ class TestDemo:
         said = capsys.readouterr()
         assert "replaced" in said.err
         assert "Model cost" in said.out
-        assert said.out.splitlines()[-1].startswith("Next: pyro-vae gaps")
+        assert said.out.splitlines()[-1] == f"Next: pyro-vae report {out / 'svi'}"
         assert main(["demo", f"--out={out}", "--json"]) == 0
         summary = json.loads(capsys.readouterr().out)
         assert summary == json.loads((out / "gaps.json").read_text())

@@ -370,10 +370,12 @@ def one_line(error):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        pytest.param("mnits", {}, "unknown data set 'mnits': did you mean 'mnist'.*digits, mnist, fash", id="misspelt"),
-        pytest.param("Fashion_MNIST", {}, "did you mean 'fashion-mnist'", id="other spelling"),
-        pytest.param("emnist", {}, "did you mean 'emnist-balanced'", id="part of a name"),
-        pytest.param("cats", {}, r"unknown data set 'cats': expected one of .*\.npy, \.npz, \.csv or", id="unknown"),
+        pytest.param(
+            "mnits", {}, r"unknown data set 'mnits'\. Did you mean 'mnist'.*digits, mnist, fash", id="misspelt"
+        ),
+        pytest.param("Fashion_MNIST", {}, "Did you mean 'fashion-mnist'", id="other spelling"),
+        pytest.param("emnist", {}, "Did you mean 'emnist-balanced'", id="part of a name"),
+        pytest.param("cats", {}, r"unknown data set 'cats'\. Expected one of .*\.npy, \.npz, \.csv or", id="unknown"),
         pytest.param("data.txt", {}, "unknown data set 'data.txt'", id="other file type"),
         pytest.param("digits", {"missing": "drop"}, "missing='drop': expected one of 'refuse', 'keep'", id="missing"),
         pytest.param("digits", {"key": "x"}, r"key='x': an option of \.npz files, which 'digits' is not", id="key"),

@@ -151,8 +151,8 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path):
         pytest.param(
             FRAME.assign(day=pd.Timestamp("2020-01-01")), {}, {}, "no numbers in columns 'species', 'day'", id="dates"
         ),
-        pytest.param(FRAME, {}, {"columns": ["hieght"]}, "no column 'hieght': did you mean 'height'", id="misspelt"),
-        pytest.param(FRAME, {}, {"label": "kind"}, "label: .* no column 'kind': .*expected some of height", id="label"),
+        pytest.param(FRAME, {}, {"columns": ["hieght"]}, r"no column 'hieght'\. Did you mean 'height'", id="misspelt"),
+        pytest.param(FRAME, {}, {"label": "kind"}, r"label: .* no column 'kind'\. Expected some of height", id="label"),
         pytest.param(FRAME, {}, {"columns": "height"}, r"columns='height': .*try columns=\['height'\]", id="one name"),
         pytest.param(FRAME, {}, {"columns": ["ward"] * 2}, "different columns.* got ward, ward", id="twice"),
         pytest.param(FRAME, {}, {"columns": ["ward"], "label": "ward"}, "not the label 'ward'", id="label in x"),

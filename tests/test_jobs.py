@@ -73,6 +73,9 @@ def test_a_vamp_prior_starts_at_training_data(tmp_path):
     assert isinstance(fitted.vae.prior, VampPrior)
     gaps = measure_run(fitted, num_data=4, seed=0)
     assert gaps.log_evidence.isfinite().all()
+    with pytest.raises(ValueError, match="holds the gaps of 4 datapoints; nothing was touched.*replace=True"):
+        measure_run(open_run(tmp_path), num_data=2, seed=0)
+    assert len(measure_run(fitted, num_data=2, seed=0, replace=True)) == 2
     prior = VampPrior(fitted.vae.guide, num_components=5, max_value=1.0)
     start_at_data(prior, train, seed=0)
     nearest = torch.cdist(prior.pseudo_inputs.detach(), train.tensor()).amin(1)

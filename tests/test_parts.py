@@ -11,8 +11,8 @@ import tyro
 from inference import families
 from inference.guides import Amortized
 from pyro_vae import likelihoods, networks, parts, priors
+from pyro_vae.names import kebab
 from pyro_vae.parts import KINDS, Parts, Sizes
-from pyro_vae.parts.names import kebab
 from pyro_vae.parts.signatures import descriptions
 from pyro_vae.vae import VAE
 

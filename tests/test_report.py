@@ -88,7 +88,7 @@ class TestRun:
             ("figures", "figures/elbo.png is missing (the pictures of the fit). To make it: pyro-vae fit --config {0}"),
             (
                 "figures/gaps.png",
-                "figures/gaps.png is missing (the pictures of the gaps). To make it: pyro-vae gaps {0}",
+                "figures/gaps.png is missing (the pictures of the gaps). To make it: pyro-vae gaps {0} --overwrite",
             ),
             ("metrics.jsonl", "metrics.jsonl is missing (the metrics of every epoch). To make it: pyro-vae fit"),
         ],
@@ -228,6 +228,7 @@ class TestFolder:
         assert open_folder(tmp_path).num_open == 1
 
     def test_neither(self, tmp_path, capsys):
+        (tmp_path / "no").mkdir()
         assert main(["report", str(tmp_path / "no")]) == 2
         said = capsys.readouterr().err
         assert "expected a run, with config.json, or a study, with study.json" in said

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -91,8 +92,7 @@ class TestNewFolder:
         with new_folder(out) as folder:
             (folder / "config.json").write_text("old")
         with pytest.raises(OSError), new_folder(out, replace=True) as folder:  # noqa: PT011 (the system's)
-            shutil.rmtree(folder)
-            folder.write_text("in the way")
+            shutil.rmtree(folder)  # what shall take its place is gone
         assert (out / "config.json").read_text() == "old"
 
     @pytest.mark.parametrize("name", [".", "..", ""])
@@ -101,6 +101,16 @@ class TestNewFolder:
         monkeypatch.chdir(tmp_path / "a")
         with pytest.raises(ValueError, match="you are in it"), new_folder(Path(name)):
             pass
+
+    @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+    def test_who_may_read_it_is_for_the_umask_to_say(self, tmp_path, mask):
+        before = os.umask(mask)
+        try:
+            with new_folder(tmp_path / "run"):
+                pass
+        finally:
+            os.umask(before)
+        assert (tmp_path / "run").stat().st_mode & 0o777 == 0o777 & ~mask
 
     def test_a_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("x")
@@ -113,7 +123,7 @@ class TestNewFolder:
     [
         pytest.param(None, FileNotFoundError, "expected a run folder", id="no folder"),
         pytest.param("{", ValueError, "expected JSON", id="torn configuration"),
-        pytest.param("{}", ValueError, "'parts' is missing", id="empty configuration"),
+        pytest.param("{}", ValueError, "in it 'parts' is missing", id="empty configuration"),
         pytest.param(
             json.dumps({"parts": {"prior": {"part": "nobody"}}, "sizes": {}}), ValueError, "nobody", id="unknown part"
         ),
@@ -145,11 +155,11 @@ def test_a_fit_without_an_elbo_comes_back(tmp_path):
         stopped_because="the budget ended",
     )
     config = {"parts": parts.to_config(), "sizes": dataclasses.asdict(sizes)}
-    save_run(tmp_path, config=config, vae=vae, fit=fit)
+    save_run(tmp_path, config=config, vae=vae, fit=fit, terms={2: {"kl": float("nan")}})
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [
         {"epoch": 1, "log_joint": -3.0, "elbo_validation": -4.0},
-        {"epoch": 2, "log_joint": -2.0, "elbo_validation": -3.5},
+        {"epoch": 2, "log_joint": -2.0, "elbo_validation": -3.5, "kl": None},  # NaN is no JSON
     ]
     run = open_run(tmp_path)
     assert "data='unknown'" in repr(run) and "unknown" in str(run)

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 import subprocess
 import sys
 
@@ -366,6 +367,8 @@ def test_print_is_one_screen():
         assert words in text
     vae = VAE(prior=lambda: dist.Normal(torch.zeros(D), 1.0).to_event(1), likelihood=Bernoulli(), decoder=MLP(D, P))
     assert "encoder:    None" in str(vae)
+    shared = VAE(prior=StandardNormal(D), likelihood=GaussianSharedScale(), decoder=MLP(D, P))
+    assert re.search(r"GaussianSharedScale\(.*\)  \(1 parameter\)$", str(shared), re.MULTILINE)
 
 
 def test_importing_changes_nothing_global():

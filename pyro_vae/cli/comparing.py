@@ -12,10 +12,11 @@ import tyro
 
 from pyro_vae import plots
 from pyro_vae.cli.options import DataOptions, TrainingOptions
-from pyro_vae.cli.output import next_command, print_json, require_positive, to_json
+from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.comparison import TRAINING, compare
-from pyro_vae.data import load
+from pyro_vae.data import load, located
 from pyro_vae.demo import run_demo, table
+from pyro_vae.encoding import to_json
 from pyro_vae.figures import save
 from pyro_vae.run import CONFIG, new_folder
 from pyro_vae.study import CELLS, read_study, run_study
@@ -65,7 +66,9 @@ class CompareCommand:
             )
             summary = comparison.summary()
             if folder is not None:
-                config = {"command": "compare", "data": {"load": self.data.load_arguments()}, **summary["settings"]}
+                data = self.data.load_arguments()
+                data["name_or_path"] = located(data["name_or_path"])
+                config = {"command": "compare", "data": {"load": data}, **summary["settings"]}
                 (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
                 (folder / "compare.json").write_text(to_json(summary) + "\n")
                 save(plots.plot_comparison(comparison)[0], folder / "compare.png")
@@ -103,7 +106,7 @@ class DemoCommand:
         print(table(demo))
         print()
         print(f"Written to {self.out}: the runs svi and em, figures/, gaps.json.")
-        print(next_command("gaps", self.out / "svi", "--families", "full-covariance"))
+        print(next_command("report", self.out / "svi"))
 
 
 @dataclass(frozen=True, kw_only=True)

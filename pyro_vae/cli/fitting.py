@@ -171,6 +171,10 @@ _VARIANTS: dict[str, Engine] = {"variational": "em", "semi-amortized": "semi-amo
 
 def _read(path: Path) -> dict[str, Any]:
     """The configuration of a run, named by its folder or by the file."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--config {path}: expected a run's config.json or its folder; there is no {path.resolve()}."
+        )
     config = read_config(path / CONFIG if path.is_dir() else path)
     if not {"engine", "data", "parts", "sizes", "training", "seed"} <= set(config):
         raise ValueError(f"--config {path}: expected the configuration of a fit; it holds something else.")

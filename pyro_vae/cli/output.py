@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["default_out", "next_command", "print_json", "require_positive", "to_json"]
+from pyro_vae.encoding import to_json
+
+__all__ = ["default_out", "next_command", "print_json", "require_positive"]
 
 
 def print_json(record: Any) -> None:  # noqa: ANN401
     """The record alone, on standard output."""
     print(to_json(record))
-
-
-def to_json(record: Any) -> str:  # noqa: ANN401
-    """The record as JSON, where a number that is not defined, as the error of a single datapoint, is null.
-
-    Example:
-        >>> print(to_json({"se": float("nan")}))
-        {
-          "se": null
-        }
-    """
-    return json.dumps(_finite(record), indent=2, allow_nan=False, default=str)
-
-
-def _finite(record: Any) -> Any:  # noqa: ANN401
-    if isinstance(record, Mapping):
-        return {name: _finite(value) for name, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [_finite(value) for value in record]
-    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def next_command(*words: object) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,12 @@ class CompletionCommand:
         """Print."""
         print(bash(VERBS) if self.shell == "bash" else zsh(VERBS))
 
+
+_NO_RUNS = (
+    "pyro-vae compare fits PCA, autoencoders and VAEs to one data set, --data, and takes no runs. To compare two fits, "
+    "make them cells of a study (pyro-vae study FILE); log p(x) of two runs that are measured is compared in Python by "
+    "inference.by_one_estimator(open_run(A).gaps, open_run(B).gaps)."
+)
 
 VERBS: dict[str, type[Callable[[], None]]] = {
     "demo": DemoCommand,
@@ -118,10 +125,18 @@ def _explain(box: str, command: Any, words: list[str]) -> str:  # noqa: ANN401
     first, *rest = [" ".join(section.split()) for section in sections if section.strip()]
     known = next((part for part in rest if part.startswith("Available subcommands")), "")
     unknown = re.match(r"Unrecognized (?:or misplaced )?options: ([^\s,]+)", first)
+    swallowed = re.match(r"Error parsing (--[\w.-]+): Could not find valid parse .*'([\w.-]+:[\w-]+)'", first)
+    if swallowed is not None:
+        option, part = swallowed.groups()
+        return f"{option} takes {part} for one of its values. Put {_said(option, words)} after {part}."
     if unknown is None:
         return f"{first.removesuffix('.').replace('__tyro-dummy-inner__.', '--')}.{f' {known}.' if known else ''}"
     name = unknown.group(1).removesuffix(".")
-    return _unknown_option(name, command, words) if name.startswith("--") else _unknown_word(name, known)
+    if name.startswith("--"):
+        return _unknown_option(name, command, words)
+    if command is CompareCommand and ":" not in name:
+        return f"Unknown word {name}. {_NO_RUNS}"
+    return _unknown_word(name, known)
 
 
 def _unknown_option(word: str, command: Any, words: list[str]) -> str:  # noqa: ANN401
@@ -129,15 +144,24 @@ def _unknown_option(word: str, command: Any, words: list[str]) -> str:  # noqa: 
     parts = [word for word in words if re.fullmatch(r"[\w.-]+:[\w-]+", word)]
     text = help_of(command, parts)
     known = options_in(text)
-    hint = _near(option, known)
     kind = option.removeprefix("--").rpartition(".")[0]
     named = next((part for part in parts if part.startswith(f"{kind}:")), None)
+    if named and option in known:
+        return f"Unknown option {option} before {named}. Put {_said(option, words)} after {named}."
+    hint = _near(option, known)
     if not hint and (named or kind in parts_in(text)):
         # The options of a part are there where the part is named.
         owned = ", ".join(known_one for known_one in known if known_one.startswith(f"--{kind}."))
         hint = f" {named or f'The default {kind}'} has {owned or 'none'}."
         hint += "" if named else f" Name the part whose option it is, {kind}:NAME."
     return f"Unknown option {option}.{hint}"
+
+
+def _said(option: str, words: list[str]) -> str:
+    """An option with the values that follow it."""
+    at = next(at for at, word in enumerate(words) if word.split("=")[0] == option)
+    values = takewhile(lambda word: not re.match(r"--|[\w.-]+:[\w-]+$", word), words[at + 1 :])
+    return words[at] if "=" in words[at] else " ".join([option, *values])
 
 
 def _unknown_word(word: str, listed: str) -> str:

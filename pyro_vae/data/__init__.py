@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyro_vae.data.loading import load
+from pyro_vae.data.loading import load, located
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.records import Binarize, Dataset, Split
 
-__all__ = ["NAMED", "Binarize", "Dataset", "Split", "load"]
+__all__ = ["NAMED", "Binarize", "Dataset", "Split", "load", "located"]

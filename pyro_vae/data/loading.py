@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -23,8 +22,9 @@ from pyro_vae.data.objects import read_object
 from pyro_vae.data.records import SPLITS, Binarize, Dataset, Split, check_seed
 from pyro_vae.data.sources import Missing, Source
 from pyro_vae.data.tables import read_table
+from pyro_vae.names import did_you_mean
 
-__all__ = ["load"]
+__all__ = ["load", "located"]
 
 _TABLES = (".csv", ".parquet")
 _FILES = (".npy", ".npz", *_TABLES)
@@ -147,6 +147,20 @@ def load(
     )
 
 
+def located(name_or_path: str | os.PathLike[str]) -> str:
+    """Data as every folder finds them: the name of a data set as it is, the path of a file from the root.
+
+    Args:
+        name_or_path: as `load` takes it.
+
+    Example:
+        >>> located("digits")
+        'digits'
+    """
+    name = os.fspath(name_or_path)
+    return name if name in NAMED else os.path.abspath(os.path.expanduser(name))
+
+
 def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
     if name in NAMED:
         return NAMED[name].open()
@@ -159,11 +173,10 @@ def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
         return read_table(path, missing=missing, columns=options["columns"], label=options["label"])
     wanted = name.lower().replace("_", "-")
     begun = [known for known in NAMED if known.startswith(f"{wanted}-")]
-    close = (begun or difflib.get_close_matches(wanted, NAMED, n=1))[:1]
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(begun[0] if begun else wanted, NAMED)
     raise ValueError(
-        f"unknown data set {name!r}: {hint}expected one of {', '.join(NAMED)}, or a path ending in "
-        f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
+        f"unknown data set {name!r}.{hint} Expected one of {', '.join(NAMED)}, or a path ending in "
+        f"{', '.join(_FILES[:-1])} or {_FILES[-1]}."
     )
 
 

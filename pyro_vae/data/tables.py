@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pyro_vae.data.sources import Found, Missing, Source, make_source
+from pyro_vae.names import did_you_mean
 
 __all__ = ["read_table"]
 
@@ -46,10 +46,9 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
     for argument, asked in (("columns", list(columns or ())), ("label", [] if label is None else [label])):
         for name in asked:
             if name not in names:
-                close = get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
                 raise ValueError(
-                    f"{argument}: {path} has no column {name!r}: {hint}expected some of {', '.join(names)}"
+                    f"{argument}: {path} has no column {name!r}.{did_you_mean(name, names)} Expected some of "
+                    f"{', '.join(names)}."
                 )
     if columns is None:
         _check_header(path, names)

@@ -12,7 +12,7 @@ from torch import nn
 
 from inference import families
 from pyro_vae import likelihoods, networks, priors
-from pyro_vae.parts.names import did_you_mean, kebab
+from pyro_vae.names import did_you_mean, kebab
 from pyro_vae.parts.signatures import descriptions, factory, parameters, summary
 from pyro_vae.parts.values import coerce
 

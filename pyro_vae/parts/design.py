@@ -12,9 +12,9 @@ from inference import families
 from inference.families import Family
 from inference.guides import Amortized
 from inference.supports import is_unconstrained
+from pyro_vae.names import did_you_mean
 from pyro_vae.networks import check_size
 from pyro_vae.parts.choice import KINDS, Options, build, from_config, options, subcommands, to_config
-from pyro_vae.parts.names import did_you_mean
 from pyro_vae.parts.signatures import needs
 
 __all__ = ["Parts", "Sizes", "build_family"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pyro_vae.parts.names import did_you_mean
+from pyro_vae.names import did_you_mean
 
 __all__ = ["coerce"]
 

@@ -36,7 +36,7 @@ def missing_from(folder: Path, config: Mapping[str, Any], *, measured: bool) -> 
         f"{FIGURES}/elbo.png": ("the pictures of the fit", again),
     }
     if measured:
-        pieces[f"{FIGURES}/gaps.png"] = ("the pictures of the gaps", f"pyro-vae gaps {name}")
+        pieces[f"{FIGURES}/gaps.png"] = ("the pictures of the gaps", f"pyro-vae gaps {name} --overwrite")
     return {name: piece for name, piece in pieces.items() if not (folder / name).is_file()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -58,8 +59,8 @@ def run_page(run: Run) -> str:
     if gaps is not None and (table := _by_label(run, gaps)):
         sections.append(("Gaps by label, nats per datapoint", table))
     sections.append(("How it was made", _settings(config)))
-    data = config["data"]["load"]["name_or_path"]
-    subtitle = f"{data}, by {ENGINES.get(run.engine, run.engine)}"
+    data = Path(config["data"]["load"]["name_or_path"])
+    subtitle = f"{data.name}, by {ENGINES.get(run.engine, run.engine)}"
     return page(f"Run {run.folder.resolve().name}", subtitle, sections)
 
 

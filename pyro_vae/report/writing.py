@@ -9,7 +9,7 @@ from shlex import quote
 from inference.checkpoint import atomic_write
 from pyro_vae.report.run import run_page
 from pyro_vae.report.study import study_page
-from pyro_vae.run import CONFIG, Run, open_run
+from pyro_vae.run import CONFIG, Run, listed, no_folder, open_run, runs_in
 from pyro_vae.study import STUDY, StudyResults
 
 __all__ = ["open_folder", "write_report"]
@@ -28,7 +28,12 @@ def open_folder(folder: str | Path) -> Run | StudyResults:
     folder = Path(folder)
     if (folder / STUDY).is_file():
         return StudyResults.read(folder)
+    runs = runs_in(folder)
     if not (folder / CONFIG).is_file():
+        if not folder.exists():
+            raise FileNotFoundError(f"{folder}: expected a run or a study; {no_folder(folder)}")
+        if runs:
+            raise FileNotFoundError(f"{folder}: it holds {listed(runs)}: pyro-vae report {quote(str(runs[0]))}")
         raise FileNotFoundError(
             f"{folder}: expected a run, with {CONFIG}, or a study, with {STUDY}; it holds neither. Make one: pyro-vae "
             f"fit --out {quote(str(folder))}, or pyro-vae study FILE --out {quote(str(folder))}"
@@ -41,8 +46,8 @@ def open_folder(folder: str | Path) -> Run | StudyResults:
         return open_run(folder)  # which says what is wrong with it
     verb = config.get("command", "fit")
     if verb != "fit":
-        runs = sorted(quote(str(path.parent)) for path in folder.glob(f"*/{CONFIG}"))
-        hint = f"The runs in it have: pyro-vae report {runs[0]}" if runs else "Look at its pictures and its JSON."
+        reports = ", ".join(f"pyro-vae report {quote(str(run))}" for run in runs)
+        hint = f"The runs in it have: {reports}" if runs else "Look at its pictures and its JSON."
         raise ValueError(f"{folder}: expected a run or a study; pyro-vae {verb} wrote it, and it has no report. {hint}")
     return open_run(folder)
 

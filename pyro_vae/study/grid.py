@@ -17,10 +17,11 @@ from inference.noise import resolve_seed
 from inference.objectives import Loss
 from pyro_vae.data import load
 from pyro_vae.engines import Engine, objective_from, objective_to_config, require_engine
+from pyro_vae.names import did_you_mean
 from pyro_vae.networks import check_size
 from pyro_vae.parts import KINDS, Options, Parts, catalog, from_config, to_config
 from pyro_vae.study.settings import PARTS_OF_TRAINING, SETTINGS, describe_training, training_of
-from pyro_vae.study.words import hint, words
+from pyro_vae.study.words import words
 
 __all__ = ["AXES", "Cell", "Study", "require_axis"]
 
@@ -204,7 +205,7 @@ def require_axis(axis: object) -> None:
     if axis not in known:
         raise ValueError(
             f"axes: expected {', '.join(AXES)} or a setting of training, such as training.epochs; got {axis!r}."
-            f"{hint(axis, known)}"
+            f"{did_you_mean(axis, known)}"
         )
 
 
@@ -237,14 +238,14 @@ def _both_networks(value: Any) -> dict[str, Any]:  # noqa: ANN401
     makes = [part for part in known["decoder"] if part in known["encoder"]]
     makes += [part.removesuffix("-decoder") for part in known["decoder"] if part.endswith("-decoder")]
     if name not in makes:
-        raise ValueError(f"network: expected one of {', '.join(makes)}; got {name!r}.{hint(name, makes)}")
+        raise ValueError(f"network: expected one of {', '.join(makes)}; got {name!r}.{did_you_mean(name, makes)}")
     return {kind: {**options, "part": name if name in known[kind] else f"{name}-{kind}"} for kind in known}
 
 
 def _require_known(where: str, given: Any, known: Sequence[str]) -> None:  # noqa: ANN401
     for name in given:
         if name not in known:
-            raise ValueError(f"{where}: expected {', '.join(known)}; got {name!r}.{hint(name, known)}")
+            raise ValueError(f"{where}: expected {', '.join(known)}; got {name!r}.{did_you_mean(name, known)}")
 
 
 def _plain(where: str, value: Any) -> Any:  # noqa: ANN401

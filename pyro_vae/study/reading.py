@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from pyro_vae.names import did_you_mean
 from pyro_vae.study.grid import Study, require_axis
-from pyro_vae.study.words import hint
 
 __all__ = ["read_study"]
 
@@ -84,7 +84,8 @@ def _require_keys(path: Path, root: Any, values: Mapping[str, Any]) -> None:  # 
     for name, (line, _) in nodes.items():
         if name not in _KEYS:
             raise ValueError(
-                f"{path}, line {line}: expected a key among {', '.join(_KEYS)}; got {name!r}.{hint(name, _KEYS)}"
+                f"{path}, line {line}: expected a key among {', '.join(_KEYS)}; got {name!r}."
+                f"{did_you_mean(name, _KEYS)}"
             )
     if "data" not in values:
         raise ValueError(f"{path}: expected data, a name or a path. Add for example data: digits.")

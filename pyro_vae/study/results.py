@@ -20,11 +20,12 @@ from inference.checkpoint import atomic_write
 from inference.draws import gaps_from_datatree
 from inference.results import Note, summarise
 from pyro_vae.comparison import Scored
+from pyro_vae.names import did_you_mean
 from pyro_vae.parts import KINDS
 from pyro_vae.run import CONFIG, RESULTS
 from pyro_vae.study.differences import Difference, Refusal, difference_of
 from pyro_vae.study.grid import Study
-from pyro_vae.study.words import hint, where, words
+from pyro_vae.study.words import where, words
 
 __all__ = ["CELLS", "FAILED", "SCORED", "STUDY", "ScoredCell", "StudyResults", "read_record"]
 
@@ -235,14 +236,14 @@ class StudyResults:
     def _along(self, axis: str, baseline: str | None) -> Iterator[Difference | Refusal]:
         axes = [name for name in self.study["axes"] if name != "seed"]
         if axis not in axes:
-            raise ValueError(f"axis: expected one of {', '.join(axes)}; got {axis!r}.{hint(axis, axes)}")
+            raise ValueError(f"axis: expected one of {', '.join(axes)}; got {axis!r}.{did_you_mean(axis, axes)}")
         values = self._values(axis)
         if not values:
             return
         baseline = values[0] if baseline is None else baseline
         if baseline not in values:
             raise ValueError(
-                f"baseline: expected one of {', '.join(values)}; got {baseline!r}.{hint(baseline, values)}"
+                f"baseline: expected one of {', '.join(values)}; got {baseline!r}.{did_you_mean(baseline, values)}"
             )
         # By place on the other axes, then by value and seed.
         groups: dict[tuple[tuple[str, str], ...], dict[tuple[str, str], int]] = {}

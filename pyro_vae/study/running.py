@@ -100,8 +100,9 @@ def run_cell(
                         seed=cell.seed,
                     )
             run = _opened(folder)
-            # A seed of its own, so that the Monte Carlo errors of two cells are independent.
-            measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name))
+            # A seed of its own, so that the Monte Carlo errors of two cells are independent. Gaps without a record of
+            # the cell are those of one that was stopped in between.
+            measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name), replace=True)
             record = {"place": dict(cell.place), "seconds": run.fit.seconds, "num_data": num_data}
             record["is_unfinished"] = bool(run.fit.notes())
             _write(folder / SCORED, record)

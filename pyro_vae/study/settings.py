@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase, Training
-from pyro_vae.study.words import hint
+from pyro_vae.names import did_you_mean
 
 __all__ = ["PARTS_OF_TRAINING", "SETTINGS", "describe_training", "training_of"]
 
@@ -34,7 +34,7 @@ def training_of(values: Mapping[str, Any]) -> Training:
     settings = dict(values)
     for name in settings:
         if name not in SETTINGS and name != "callbacks":
-            raise ValueError(f"training: expected {', '.join(SETTINGS)}; got {name!r}.{hint(name, SETTINGS)}")
+            raise ValueError(f"training: expected {', '.join(SETTINGS)}; got {name!r}.{did_you_mean(name, SETTINGS)}")
     for name, known in _MADE.items():
         if name in settings:
             settings[name] = _made(name, known, settings[name])
@@ -56,7 +56,9 @@ def _made(name: str, known: Mapping[str, type], value: Any) -> Any:  # noqa: ANN
         raise ValueError(f'training: {name}: expected a name or {{"part": name, ...}}; got {value!r}.')
     part = options["part"]
     if part not in known:
-        raise ValueError(f"training: {name}: expected one of {', '.join(known)}; got {part!r}.{hint(part, known)}")
+        raise ValueError(
+            f"training: {name}: expected one of {', '.join(known)}; got {part!r}.{did_you_mean(part, known)}"
+        )
     try:
         given = {key: tuple(one) if isinstance(one, list) else one for key, one in options.items() if key != "part"}
         return known[part](**given)

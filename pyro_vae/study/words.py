@@ -1,11 +1,10 @@
-"""Values as a reader sees them, and names that are near to a wrong one."""
+"""Values and places as a reader sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 
-__all__ = ["hint", "where", "words"]
+__all__ = ["where", "words"]
 
 
 def words(value: object) -> str:
@@ -32,14 +31,3 @@ def where(place: Mapping[str, str]) -> str:
         'prior laplace, seed 0'
     """
     return ", ".join(f"{axis} {value}" for axis, value in place.items())
-
-
-def hint(name: object, known: Iterable[str]) -> str:
-    """A question after the nearest name, or nothing.
-
-    Example:
-        >>> hint("pior", ["prior", "seed"])
-        " Did you mean 'prior'?"
-    """
-    close = get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Names of parts and options as a command line writes them, and what is near to a wrong one."""
+"""Names as a command line writes them, and what is near to a wrong one."""
 
 from __future__ import annotations
 
