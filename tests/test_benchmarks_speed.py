@@ -263,7 +263,7 @@ def test_plain_network_has_the_sizes_of_ours():
     assert sum(w.numel() for w in plain.parameters()) == sum(w.numel() for w in ours.parameters())
 
 
-@pytest.mark.parametrize("part", ["precision", "estep", "ais", "em"])
+@pytest.mark.parametrize("part", ["precision", "estep", pytest.param("ais", marks=pytest.mark.slow), "em"])
 def test_a_part_runs(part, tmp_path):
     torch.set_default_dtype(torch.float32)
     record = speed.run(sizes.TINY, [part], tmp_path, tmp_path / "kept", numpyro=None, pythae=None)

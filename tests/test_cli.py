@@ -115,6 +115,7 @@ class TestFit:
             assert dict(tree["posterior"].sizes) == {"chain": 4, "draw": 250, "obs_id": 100, "latent_dim": 2}
             assert "lp" in tree["sample_stats"]
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_bits_in_another_process(self, runs, tmp_path):
         command = [sys.executable, "-m", "pyro_vae", "fit", f"--out={tmp_path / 'again'}", *FLAT]
         subprocess.run(command, check=True, capture_output=True)

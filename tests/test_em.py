@@ -45,7 +45,9 @@ def x():
     [
         pytest.param(MeanField(3), Cosine(), id="mean-field"),
         pytest.param(FullCovariance(3), Cosine(), id="full covariance"),
-        pytest.param(FullCovariance(3), RobbinsMonro(exponent=0.8, delay=200.0), id="Robbins-Monro"),
+        pytest.param(
+            FullCovariance(3), RobbinsMonro(exponent=0.8, delay=200.0), id="Robbins-Monro", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_reaches_the_maximum_likelihood(family, schedule):

@@ -130,6 +130,7 @@ def test_a_shifted_encoder_pays_for_its_mean(oracle):
     torch.testing.assert_close(gaps.approximation_gap + gaps.amortization_gap, gaps.inference_gap)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_another_seed(oracle):
     """Over seeds, each term's spread is its stated error; the amortization gap's is that of paired differences."""
     x = torch.tensor(oracle.draw(16))

@@ -31,7 +31,12 @@ def run(folder, engine="svi", num_latents=3, **parts):
     [
         pytest.param("svi", {"prior": options("prior", "uniform")}, id="a box"),
         pytest.param("svi", {"family": options("family", "planar-flow")}, id="a flow without a density"),
-        pytest.param("em", {"family": options("family", "coupling-flow", num_layers=2)}, id="a flow in EM"),
+        pytest.param(
+            "em",
+            {"family": options("family", "coupling-flow", num_layers=2)},
+            id="a flow in EM",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("svi", {"prior": options("prior", "horseshoe")}, id="more latents than the decoder reads"),
     ],
 )

@@ -359,7 +359,7 @@ class TestDifferences:
             ("b",): (made_up([-5.0, -5.0], **estimates(-6.0, -5.0)), {}),
         }
         results = results_of({"prior": ["a", "b"]}, cells)
-        assert [one.method.split(",")[0] for one in results.log_p] == ["AIS", "AIS"]
+        assert [one.method.split(";")[0] for one in results.log_p] == ["AIS", "AIS"]
         (found,) = results.differences("prior")
         assert found.mean == pytest.approx(2.001)
         assert results.table()["estimator"].nunique() == 1
