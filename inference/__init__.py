@@ -66,6 +66,7 @@ from inference.results import (
     SimulatedGaps,
     Surgery,
 )
+from inference.resuming import Resume, Stopped
 from inference.search import Search
 from inference.simulation import simulate
 from inference.svi import fit_svi
@@ -117,7 +118,9 @@ __all__ = [
     "Renyi",
     "RobbinsMonro",
     "ScoreFunctionELBO",
+    "Resume",
     "Search",
+    "Stopped",
     "SigmoidalSchedule",
     "SimulatedGaps",
     "Staircase",

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inference.checkpoint import save_checkpoint
-from inference.counts import require_count
+from inference.counts import is_number, require_count
 from inference.training import LoopState
 
 __all__ = ["Checkpoints", "EarlyStopping", "MetricsFile", "TensorBoard"]
@@ -40,6 +41,8 @@ class EarlyStopping:
 
     def __init__(self, patience: int, *, min_gain: float = 0.0, metric: str = "elbo_validation") -> None:
         require_count("patience", patience)
+        if not (is_number(min_gain) and min_gain >= 0):
+            raise ValueError(f"min_gain: expected 0 or a positive number of nats; got {min_gain!r}.")
         if metric not in ("elbo", "elbo_validation"):
             raise ValueError(f"metric: expected 'elbo' or 'elbo_validation'; got {metric!r}.")
         self.patience = patience
@@ -66,6 +69,14 @@ class EarlyStopping:
             self._since += 1
         if self._since >= self.patience:
             state.stop = f"{self.metric} has not gained {self.min_gain:g} nats for {self.patience} epochs"
+
+    def state_dict(self) -> dict[str, float]:
+        """The best so far, and how long ago."""
+        return {"best": self._best, "since": self._since}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to it."""
+        self._best, self._since = state["best"], state["since"]
 
 
 class MetricsFile:
@@ -109,6 +120,15 @@ class MetricsFile:
             if first:
                 writer.writeheader()
             writer.writerow(row)
+
+    def state_dict(self) -> dict[str, int]:
+        """How long the file is."""
+        return {"size": self.path.stat().st_size if self.path.is_file() else 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back the lines of epochs that are run again."""
+        if self.path.is_file():
+            os.truncate(self.path, min(state["size"], self.path.stat().st_size))
 
 
 class TensorBoard:
@@ -169,6 +189,14 @@ class Checkpoints:
         self._written.append(path)
         while len(self._written) > self.keep:
             self._written.pop(0).unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """Which files there are."""
+        return {"written": [path.name for path in self._written]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to them."""
+        self._written = [self.folder / name for name in state["written"]]
 
 
 def metrics(state: LoopState) -> dict[str, Any]:

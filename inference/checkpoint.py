@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["atomic_write", "load_checkpoint", "save_checkpoint"]
+__all__ = ["UnwritableError", "atomic_write", "load_checkpoint", "save_checkpoint"]
+
+
+class UnwritableError(OSError):
+    """A file that cannot be made where it is wanted; it has the number and the words of the system's own error."""
+
+    def __str__(self) -> str:
+        """One line that names the file and not its temporary neighbour."""
+        return f"{self.filename}: cannot be written ({self.strerror}). Choose a folder that you may write to."
 
 
 @contextmanager
@@ -21,8 +30,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to write.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise UnwritableError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -34,8 +49,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        # The name, too, is on the disk only when the folder is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse an archive whose bytes are not those written: torch does not look at its checksums.
+
+    What torch writes is not compressed, so nothing in it can be larger than the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            too_large = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
+            damaged = too_large or archive.testzip() is not None
+    except Exception as error:  # Of a damaged archive, many kinds.
+        raise ValueError("it is no whole archive") from error
+    if damaged:
+        raise ValueError("its parts are not what they should be")
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -44,9 +80,20 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Args:
         path: the file.
         content: what it holds.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is as it was.
     """
     with atomic_write(path) as temporary:
-        torch.save(dict(content), temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(content), file)
+        except RuntimeError as error:
+            # What torch says is that its writer was surprised; what surprised it is behind.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -62,6 +109,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint; there is no such file. Check the run's folder.")
     try:
+        _require_whole(path)
         with warnings.catch_warnings():
             # torch warns of files it did not write; they are refused below, in one line.
             warnings.simplefilter("ignore", UserWarning)

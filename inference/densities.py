@@ -20,8 +20,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from inference.batches import require_rows
+from inference.counts import require_count
 from inference.families import from_noise, noise_size
-from inference.isolation import private_store
+from inference.isolation import private_store, require_program, running
 
 __all__ = [
     "Densities",
@@ -63,6 +65,7 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
     Raises:
         ValueError: the model breaks the contract; the message names the site.
     """
+    require_program(model)
     with pyro.plate("_particles", z.shape[0], dim=-2), _RefuseGlobal(site):
         trace = _trace(poutine.condition(model, {site: z}), x)
     if site not in _sample_sites(trace):
@@ -83,6 +86,8 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
             f"{_ADVICE}"
         )
     log_prior = _site_log_prob(sites.pop(site), site, shape)
+    if not sites:
+        raise ValueError(_nothing_observed(site))
     log_likelihood = torch.zeros_like(log_prior)
     for name, node in sites.items():
         log_likelihood = log_likelihood + _site_log_prob(node, name, shape)
@@ -115,6 +120,10 @@ def log_joint(
         >>> log_joint(model, torch.zeros(3, 2), torch.zeros(5, 3, 2)).shape
         torch.Size([5, 3])
     """
+    require_rows(x)
+    if not isinstance(z, Tensor) or z.dim() != 3 or z.shape[1] != len(x) or not len(z):
+        came = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(f"z: expected a tensor of shape (S, {len(x)}, D), S particles a datapoint; got {came}.")
     with private_store(model):
         return densities(model, x, z, site=site).log_joint
 
@@ -142,6 +151,8 @@ def log_weights(
     Raises:
         ValueError: the pair breaks the contract; the message names the site.
     """
+    require_rows(x)
+    require_count("num_particles", num_particles)
     with private_store(model, guide):
         site, q = guide_distribution(guide, x, site=site)
         z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
@@ -283,7 +294,8 @@ def _describe_row(q: Distribution, z: Float[Tensor, "B D"]) -> Float[Tensor, ""]
 
 def _trace(program: Program, x: Tensor) -> poutine.Trace:
     try:
-        return poutine.trace(program).get_trace(x)
+        with running(program, x):
+            return poutine.trace(program).get_trace(x)
     except _GlobalSite as error:
         # Pyro has put the shapes of the trace so far under it.
         raise ValueError(str(error).splitlines()[0]) from None
@@ -381,6 +393,13 @@ def _require_unscaled(node: dict[str, Any], name: str) -> None:
             f"site '{name}': expected an unscaled log density; it is scaled by {scale}. Remove poutine.scale, and pass "
             "minibatches as x instead of subsampling inside the model."
         )
+
+
+def _nothing_observed(site: str) -> str:
+    return (
+        f"model: expected at least one observed site, pyro.sample(name, distribution, obs=x); it samples '{site}' and "
+        "observes nothing. Is it the guide?"
+    )
 
 
 def _no_such_site(where: str, site: str, sites: dict[str, Any]) -> str:

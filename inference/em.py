@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import pyro
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
 from inference.compiled import worthwhile
+from inference.counts import require_kind
 from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
@@ -20,11 +21,14 @@ from inference.guides import Local
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
 from inference.noise import derive_seed, like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Loss, Step
+from inference.processes import add_up, gather_rows
 from inference.results import Fit
+from inference.resuming import Resume
+from inference.rows import room_for_rows
 from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
 from inference.table import FIRST_STEPS, HeldOut, Table, passes
-from inference.training import Training, blame_site, device_for, optimise, require_valid
+from inference.training import Training, blame_site, device_for, optimise, require_one_shard, require_valid
 
 __all__ = ["fit_em"]
 
@@ -45,6 +49,7 @@ def fit_em(
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
     r"""Fit a model by variational EM, with parameters of their own for every datapoint.
@@ -78,6 +83,7 @@ def fit_em(
         training: settings.
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
+        resume: where the state is kept, rows included, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
@@ -106,8 +112,12 @@ def fit_em(
     num_data = require_fixed(data, purpose="fit_em")
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_em")
+    require_kind("training", training, Training)
+    require_kind("family", family, Family, hint="Pass MeanField(D), for example.")
     semi_amortized = _is_semi_amortized(restart, encoder_gradient)
+    shards = training.sharding()
     if semi_amortized:
+        require_one_shard(shards, "semi-amortized inference (restart='every visit')")
         require_encoder(init, family)
     site = site or getattr(init, "site", None) or "z"
     encoder = init
@@ -147,11 +157,14 @@ def fit_em(
             )
 
         def table(rows_of: Data, init: Callable[..., Any] | Tensor | None) -> Table:
-            parts = []
-            for index, x in passes(model, rows_of, device=device):
+            start, stop = shards.own_rows(len(rows_of))
+            # Filled in place: at the end of a list of parts the table would be there twice.
+            params = room_for_rows(stop - start, family.num_params, like=like(first))
+            for index, x in passes(model, rows_of, shards, device=device):
                 rows = start_rows(init, family, x, index, site=site, num_data=len(rows_of), seed=seed)
-                parts.append(family.initial_params(len(x), like=like(x)) if rows is None else rows.detach())
-            return Table(objective, torch.cat(parts), lr=training.local_lr, num_particles=training.num_particles)
+                params[index - start] = family.initial_params(len(x), like=like(x)) if rows is None else rows.detach()
+            settings: dict[str, Any] = {"lr": training.local_lr, "num_particles": training.num_particles}
+            return Table(objective, params, num_rows=len(rows_of), shards=shards, **settings)
 
         with eval_mode(model, guide):
             kept = None if semi_amortized else table(data, init)
@@ -188,25 +201,38 @@ def fit_em(
             blame=lambda x: blame_site(model, lambda x: _standard_guide(family, site, x), x),
             label="semi-amortized" if semi_amortized else "variational EM",
             check=check,
+            resume=resume,
+            seed=seed,
+            identity={"family": repr(family), "loss": repr(objective.loss), "restart": restart}
+            | {"encoder_gradient": encoder_gradient, **describe_one(given)},
+            parts={"visits": visits, **({} if unseen is None else {"held-out": unseen}), **objective.compiled},
+            tables={
+                **({} if kept is None else {"rows": kept}),
+                **({} if unseen is None else {"held-out": unseen.table}),
+            },
         )
         # Rows of early batches belong to an older model: one more E-step for all of them at the final one.
         objective.kl_weight = 1.0
-        best = 0.0
+        best = torch.zeros((), dtype=torch.float64)
         with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
             # Where every visit starts anew, so does this one; it then goes on to the end.
             local, num_steps = (table(data, init), FIRST_STEPS) if kept is None else (kept, LAST_STEPS)
-            for index, x in passes(model, data, device=device):
-                rows = local.settle(x, index, num_steps)
+            for index, x in passes(model, data, shards, device=device):
+                # Noise of its own for each chunk, whoever's it is.
+                with seeded(derive_seed(seed, "last", int(index[0]))):
+                    rows = local.settle(x, index, num_steps)
                 with seeded(derive_seed(seed, "best", int(index[0]))):
                     best += local.total_elbo(x, rows)[0]
+        add_up([best])
+        params = gather_rows({"params": local.params})["params"].cpu()
     settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "restart": restart}
     if semi_amortized:
         settings["encoder_gradient"] = encoder_gradient
     settings |= {"loss": repr(objective.loss), "seed": seed, **describe_one(given)}
     return dataclasses.replace(
         fit,
-        params=local.params.cpu(),
-        elbo_best=torch.tensor(best / num_data, dtype=torch.float64),
+        params=params,
+        elbo_best=best / num_data,
         settings=settings,
         **visits.record(num_data),
     )
@@ -237,6 +263,14 @@ class _KeptRows:
         with eval_mode(self.model):
             rows = self.table.e_step(x, index, self.num_local_steps, lr_factor=lr_factor)
         return self.gradients(x, rows, self.table.noise(len(x)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is compiled; the rows are a table."""
+        return self.gradients.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.gradients.load_state_dict(state)
 
     def _values(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         objective = self.table.objective

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import require_kind
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.isolation import device_of, frozen
 from inference.noise import like, resolve_seed, seeded
 from inference.objectives import Loss
 from inference.results import Refined
-from inference.scoring import guide_of, guide_rows, pair_means, read_chunks, require_draws, require_tol, score
+from inference.resuming import Journal, Resume
+from inference.scoring import guide_of, guide_rows, pair_means, require_draws, require_tol, score
 from inference.search import Search, best_rows
 from inference.weights import mean_and_se
 
@@ -37,6 +39,7 @@ def refine(
     num_draws: int = 1000,
     search: Search = Search(),  # noqa: B008 (frozen)
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Refined:
     r"""Find the best member of a family for each datapoint, at a frozen model.
@@ -70,6 +73,7 @@ def refine(
         num_draws: draws, in antithetic pairs, that score the result; they chose nothing.
         search: how the search runs.
         given: one draw (1, *shape) of each latent site outside the data plate: the rows are best at that value.
+        resume: where each chunk's results are kept, so that the same call goes on after it was killed.
         seed: of all draws. A datapoint's result depends on the seed and its own index alone.
 
     Returns:
@@ -79,6 +83,7 @@ def refine(
         ValueError: the program breaks the contract, `init` does not fit, or `data` draws x anew at each access.
 
     Example:
+        >>> import torch
         >>> from pyro_vae.linear import LinearGaussian
         >>> from inference.families import MeanField
         >>> exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
@@ -90,30 +95,14 @@ def refine(
     num_data = require_fixed(data, purpose="refine")
     require_tol(tol)
     require_draws(num_draws, least=4)
+    require_kind("search", search, Search)
     site = site or getattr(init, "site", None) or "z"
     if given is not None:
         model, init = one_draw(given, data, model, init, purpose="refine")
     guide = init if callable(init) else None
-    parts, elbos = [], []
     with frozen(model, guide), seeded(seed):
         objective = search.objective(model, family, site, num_data=num_data, loss=loss)
-        num_particles = search.num_particles * objective.loss.num_particles
-        for index, x in read_chunks(model, data, num_data, num_particles, "E-step", device=device_of(model, guide)):
-            start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
-            found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed, cold=cold)
-            draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)
-            parts.append([column.cpu() for column in found])
-            elbos.append([column.cpu() for column in mean_and_se(pair_means(draws))])
-    params, remaining, start_gap = (torch.cat(column) for column in zip(*parts, strict=True))
-    elbo, elbo_se = (torch.cat(column) for column in zip(*elbos, strict=True))
-    return Refined(
-        params=params,
-        elbo=elbo,
-        elbo_se=elbo_se,
-        remaining=remaining,
-        converged=remaining < tol,
-        start_gap=start_gap,
-        settings={
+        settings = {
             "family": repr(family),
             "site": site,
             "loss": repr(objective.loss),
@@ -123,8 +112,26 @@ def refine(
             "cold": cold or init is None,
             "seed": seed,
             **describe_one(given),
-        },
-    )
+        }
+
+        def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+            start = start_rows(init, family, x, index, site=site, num_data=num_data, seed=seed)
+            found = best_rows(objective, x, index, start, tol=tol, search=search, seed=seed, cold=cold)
+            draws = score(objective, x, index, found.params, num_draws=num_draws, seed=seed)
+            elbo, elbo_se = mean_and_se(pair_means(draws))
+            return {**found._asdict(), "elbo": elbo, "elbo_se": elbo_se}
+
+        rows = init if isinstance(init, Tensor) else None
+        columns = over_chunks(
+            work,
+            model,
+            data,
+            search.num_particles * objective.loss.num_particles,
+            "E-step",
+            device=device_of(model, guide),
+            journal=Journal.of(resume, model, guide, family, rows, **settings),
+        )
+    return Refined(**columns, converged=columns["remaining"] < tol, settings=settings)
 
 
 def start_rows(

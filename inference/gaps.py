@@ -8,25 +8,29 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from inference.batches import Data, require_fixed
+from inference.batches import Data, fetch, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import require_kind
 from inference.densities import guide_distribution
-from inference.evidence import Annealing, ais, iwae, proposal_rows
+from inference.evidence import Annealing, ais, iwae, proposal_family, proposal_rows
 from inference.families import Family, FullCovariance, LowRank, family_of
 from inference.given import Given, known_for_one, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
-from inference.noise import derive_seed, resolve_seed, seeded
+from inference.noise import derive_seed, like, resolve_seed, seeded
 from inference.results import Bidirectional, Evidence, Gaps, summarise
+from inference.resuming import Journal, Resume
 from inference.scoring import (
+    first_distribution,
     guide_of,
     guide_rows,
     pair_means,
-    read_chunks,
     require_draws,
     require_sound,
     require_tol,
@@ -55,6 +59,7 @@ def measure_gaps(
     bounds: Bidirectional | None = None,
     search: Search = Search(),  # noqa: B008 (frozen)
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Gaps:
     r"""Split log p(x) - L[q] into what the family cost and what the encoder cost, per datapoint.
@@ -87,6 +92,7 @@ def measure_gaps(
         search: how the searches run.
         given: draws (M, *shape) of each latent site outside the data plate: every term is conditional on w and averaged
             over its draws. The mean of log p(x | w) is not log p(x).
+        resume: where each chunk's results are kept, so that the same call goes on after it was killed.
         seed: of all draws.
 
     Returns:
@@ -113,6 +119,18 @@ def measure_gaps(
     require_tol(tol)
     require_draws(num_draws, least=4)
     require_draws(num_evidence_draws, least=50, name="num_evidence_draws")
+    require_kind("search", search, Search)
+    if annealing is not None:
+        require_kind("annealing", annealing, Annealing)
+    if bounds is not None:
+        require_kind("bounds", bounds, Bidirectional)
+    if family is not None:
+        several = isinstance(family, Sequence) and not isinstance(family, str)
+        require_kind("family", family, Family, hint="Did you mean families=?" if several else "Pass MeanField(D), say.")
+    if not isinstance(families, Sequence) or isinstance(families, str):
+        raise TypeError(f"families: expected a list of families; got {families!r}. Write families=[FullCovariance(D)].")
+    for further in families:
+        require_kind("families", further, Family)
     if given is not None:
         options: dict[str, Any] = {"family": family, "site": site, "families": families, "tol": tol, "search": search}
         options |= {"num_draws": num_draws, "num_evidence_draws": num_evidence_draws, "annealing": annealing}
@@ -131,19 +149,28 @@ def measure_gaps(
                 "shared=False: all its weights are then a datapoint's own."
             )
     clock = _Clock()
+    device = device_of(model, guide)
+    settings: dict[str, Any] = {
+        "tol": tol,
+        "num_draws": num_draws,
+        "num_evidence_draws": num_evidence_draws,
+        "annealing": None if annealing is None else annealing.describe(),
+        "search": asdict(search),
+        "seed": seed,
+    }
     searching: dict[str, Any] = {"tol": tol, "search": search, "seed": seed}
     scoring: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
-    parts: list[dict[str, Tensor]] = []
-    proposals = []
     with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(
-            model, data, num_data, search.num_particles, "gaps", device=device_of(model, guide)
-        ):
+        name, first = first_distribution(model, guide, data, site=site, device=device)
+        settings = {"site": name, **settings}
+        own = _own_family(guide, first, family).to(device)
+        widest, rich = _widest(own, families, fetch(data, torch.tensor([0]), device=device))
+
+        def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
             here = guide_of(guide, index, num_data=num_data)
             with torch.no_grad():
-                name, q = guide_distribution(here, x, site=site)
+                _, q = guide_distribution(here, x, site=name)
             require_sound(model, guide, q, x, site=name)
-            own = _own_family(here, q, family).to(x.device)
             start = guide_rows(here, own, x, site=name, seed=seed)
             objective = search.objective(model, own, name, num_data=num_data)
             with clock("search"):
@@ -154,41 +181,49 @@ def measure_gaps(
             part = {"converged": found.remaining < tol, "start_gap": found.start_gap}
             part |= _value_and_se("elbo_local", local) | _value_and_se("elbo_amortized", amortized)
             part |= _value_and_se("amortization_gap", local - amortized)
-            richest = own(found.params)
+            richest: Distribution = own(found.params)
             for number, further in enumerate(families):
                 with clock("further families"):
                     wider, best, remaining = _further(
                         model, further.to(x.device), own(found.params), x, index, name, searching, scoring
                     )
                 part |= _value_and_se(f"family_{number}", wider) | {f"converged_{number}": remaining < tol}
-                # A proposal is made from it: dense where there is one, else the widest normal there is.
-                if isinstance(further, FullCovariance | LowRank) and not isinstance(richest, MultivariateNormal):
+                if number == widest:
                     richest = best
             if evidence is None:
                 with clock("evidence"):
-                    rich, rows = proposal_rows(model, x, index, richest, site=name, search=search, seed=seed)
-                proposals.append(rows)
-            parts.append({column: values.cpu() for column, values in part.items()})
+                    part["proposal"] = proposal_rows(
+                        model, x, index, richest, rich, site=name, search=search, seed=seed
+                    )
+            return part
+
+        kept = {"family": repr(own), "families": [repr(further) for further in families], **settings}
+        columns = over_chunks(
+            work,
+            model,
+            data,
+            search.num_particles,
+            "gaps",
+            device=device,
+            journal=Journal.of(resume, model, guide, *families, known=evidence is not None, **kept),
+        )
         if evidence is None:
-            proposal = Local(rich, torch.cat(proposals), name)
+            proposal = Local(rich, columns.pop("proposal").to(device), name)
             own_seed = derive_seed(seed, "evidence")
+            parts = {part: resume and resume.part(part) for part in ("iwae", "ais")}
             with clock("evidence"):
-                estimates["IWAE"] = iwae(model, proposal, data, num_draws=num_evidence_draws, seed=own_seed)
+                estimates["IWAE"] = iwae(
+                    model, proposal, data, num_draws=num_evidence_draws, resume=parts["iwae"], seed=own_seed
+                )
             if annealing is not None:
                 with clock("annealing"):
-                    estimates["AIS"] = ais(model, data, start=proposal, annealing=annealing, seed=own_seed)
+                    estimates["AIS"] = ais(
+                        model, data, start=proposal, annealing=annealing, resume=parts["ais"], seed=own_seed
+                    )
             evidence = _larger(estimates)
-    columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
-    settings = {
-        "site": name,
-        "tol": tol,
-        "num_draws": num_draws,
-        "num_evidence_draws": num_evidence_draws,
-        "annealing": None if annealing is None else annealing.describe(),
-        "search": asdict(search),
-        "seed": seed,
-        "num_unconverged_by_family": [int((~columns[f"converged_{number}"]).sum()) for number in range(len(families))],
-    }
+    settings["num_unconverged_by_family"] = [
+        int((~columns[f"converged_{number}"]).sum()) for number in range(len(families))
+    ]
     gaps = _assemble(columns, evidence, own, families, clock.seconds, settings)
     width = None if bounds is None else bounds.summary()["width"]
     return replace(gaps, estimates=estimates, width=None if width is None else (width["mean"], width["se"]))
@@ -229,6 +264,20 @@ def _further(
     return pair_means(score(objective, x, index, found.params, **scoring)), family(found.params), found.remaining
 
 
+def _widest(own: Family, families: Sequence[Family], x: Float[Tensor, "1 P"]) -> tuple[int | None, Family]:
+    """Which of the further families, or None: the own one, a proposal is started from; and the family it is made in."""
+
+    def member(family: Family) -> Distribution:
+        return family.to(x.device)(family.initial_params(1, like=like(x)))
+
+    widest, richest = None, member(own)
+    for number, further in enumerate(families):
+        # Dense where there is one, else the widest normal there is.
+        if isinstance(further, FullCovariance | LowRank) and not isinstance(richest, MultivariateNormal):
+            widest, richest = number, member(further)
+    return widest, proposal_family(richest).to(x.device)
+
+
 def _value_and_se(name: str, draws: Tensor) -> dict[str, Tensor]:
     value, se = mean_and_se(draws)
     return {name: value, f"{name}_se": se}
@@ -245,18 +294,28 @@ def _known_evidence(log_evidence: Evidence | Tensor | None, num_data: int) -> Ev
     if log_evidence is None:
         return None
     if not isinstance(log_evidence, Evidence):
+        if not isinstance(log_evidence, Tensor | np.ndarray | Sequence) or isinstance(log_evidence, str):
+            raise TypeError(
+                f"log_evidence: expected exact values, a tensor ({num_data},), or a record such as iwae returns; got "
+                f"{log_evidence!r}."
+            )
         value = torch.as_tensor(log_evidence).detach().double().cpu()
+        _require_one_each(value, num_data)
         log_evidence = Evidence(value=value, se=torch.zeros_like(value), method="given, taken as exact")
-    if log_evidence.value.shape != (num_data,):
-        raise ValueError(
-            f"log_evidence: expected one value a datapoint, shape ({num_data},); got "
-            f"{tuple(log_evidence.value.shape)}. Pass those of the data measured."
-        )
+    _require_one_each(log_evidence.value, num_data)
     if not bool(log_evidence.value.isfinite().all()):
         raise ValueError(
             "log_evidence: expected finite values; got NaN or infinity. Leave it out to have it estimated."
         )
     return log_evidence
+
+
+def _require_one_each(log_evidence: Tensor, num_data: int) -> None:
+    if log_evidence.shape != (num_data,):
+        raise ValueError(
+            f"log_evidence: expected one value a datapoint, shape ({num_data},); got {tuple(log_evidence.shape)}. Pass "
+            "those of the data measured."
+        )
 
 
 def by_one_estimator(*measured: Gaps) -> list[Evidence]:
@@ -267,7 +326,15 @@ def by_one_estimator(*measured: Gaps) -> list[Evidence]:
 
     Args:
         measured: the gaps of each model, on the same datapoints.
+
+    Raises:
+        TypeError: one is no record of gaps.
+        ValueError: there is none.
     """
+    for gaps in measured:
+        require_kind("measured", gaps, Gaps, hint="Pass the gaps one by one: by_one_estimator(a, b).")
+    if not measured:
+        raise ValueError("measured: expected the gaps of at least one model; got none.")
     names = [
         name
         for name in measured[0].estimates

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from inference.batches import Data, require_fixed
+from inference.counts import require_kind
 from inference.gaps import measure_gaps
 from inference.noise import derive_seed, resolve_seed
 from inference.results import Gaps, Generalization, SimulatedGaps
@@ -101,6 +102,8 @@ def simulated_gaps(
 
 
 def _require_comparable(training: Gaps, test: Gaps) -> None:
+    require_kind("training", training, Gaps)
+    require_kind("test", test, Gaps)
     if training.family != test.family:
         raise ValueError(
             f"test: expected gaps of the guide that the training gaps are of, in {training.family}; got "

@@ -40,6 +40,9 @@ def conditioned(program: Program, draw: Mapping[str, Tensor]) -> Program:
         program: Pyro model or guide.
         draw: the value of each site.
 
+    Raises:
+        TypeError: the program cannot be called, or `draw` is no mapping.
+
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from inference import log_joint
@@ -51,6 +54,10 @@ def conditioned(program: Program, draw: Mapping[str, Tensor]) -> Program:
         >>> log_joint(conditioned(model, {"w": torch.ones(2)}), torch.zeros(3, 2), torch.zeros(5, 3, 2)).shape
         torch.Size([5, 3])
     """
+    if not callable(program):
+        raise TypeError(f"program: expected a Pyro function; got {program!r}.")
+    if not isinstance(draw, Mapping):
+        raise TypeError(f"draw: expected the value of each site by its name; got {type(draw).__name__}.")
     fixed = _Fix(draw)(program)
     for name in ("family", "site"):
         if hasattr(program, name):

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from inference.counts import require_kind
 from inference.families import Family
+from inference.isolation import running
 
 __all__ = ["Amortized", "Local", "unique_name"]
 
@@ -43,6 +45,7 @@ class Amortized(nn.Module):
         site: name of the latent site.
 
     Raises:
+        TypeError: the family is no family, or the encoder cannot be called.
         ValueError: the encoder announces (by `num_outputs`) another number of outputs than K.
 
     Example:
@@ -55,6 +58,9 @@ class Amortized(nn.Module):
 
     def __init__(self, family: Family, encoder: nn.Module, site: str = "z") -> None:
         super().__init__()
+        require_kind("family", family, Family, hint="Pass MeanField(D), for example, and the encoder second.")
+        if not callable(encoder):
+            raise TypeError(f"encoder: expected a module from (B, P) to (B, K); got {encoder!r}.")
         num_outputs = getattr(encoder, "num_outputs", getattr(encoder, "out_features", family.num_params))
         if num_outputs != family.num_params:
             raise ValueError(_wrong_outputs(family, f"{num_outputs} outputs"))
@@ -66,10 +72,14 @@ class Amortized(nn.Module):
         """Rows of variational parameters of these datapoints.
 
         Raises:
-            ValueError: the encoder returned something else than (B, K).
+            TypeError: `x` is no tensor.
+            ValueError: the encoder returned something else than (B, K), or takes data of another width or type.
         """
         # An unobserved value reaches the encoder as 0: what it learns from it is up to training.
-        params = self.encoder(torch.where(x.isnan(), 0, x))
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor (B, P); got {type(x).__name__}. Try torch.as_tensor.")
+        with running(self.encoder, x):
+            params = self.encoder(torch.where(x.isnan(), 0, x))
         expected = (len(x), self.family.num_params)
         if not isinstance(params, Tensor) or tuple(params.shape) != expected:
             came = f"shape {tuple(params.shape)}" if isinstance(params, Tensor) else type(params).__name__
@@ -107,7 +117,8 @@ class Local(nn.Module):
         site: name of the latent site.
 
     Raises:
-        ValueError: `params` has not K columns.
+        TypeError: the family is no family, or `params` no tensor.
+        ValueError: `params` has not K columns of floating-point numbers.
 
     Example:
         >>> import torch
@@ -121,6 +132,10 @@ class Local(nn.Module):
 
     def __init__(self, family: Family, params: Float[Tensor, "N K"], site: str = "z") -> None:
         super().__init__()
+        require_kind("family", family, Family)
+        require_kind("params", params, Tensor, hint="Try torch.as_tensor.")
+        if not params.is_floating_point():
+            raise ValueError(f"params: expected floating-point rows; got {params.dtype}. Pass params.float().")
         if params.dim() != 2 or params.shape[1] != family.num_params:
             raise ValueError(
                 f"params: expected shape (N, {family.num_params}) for {family!r}; got {tuple(params.shape)}. Pass one "

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.compiled import Compile, Compiled, Precision, require_precision, undisturbed, worthwhile
-from inference.counts import require_count
+from inference.counts import is_number, require_count
 
 __all__ = ["HMC", "Energy", "Metric", "Point", "StepSize", "noise_dims", "transition"]
 
@@ -56,9 +56,9 @@ class HMC:
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
         require_count("num_leapfrog", self.num_leapfrog, hint="Try 5.")
-        if not 0 < self.target_accept < 1:
+        if not (is_number(self.target_accept) and 0 < self.target_accept < 1):
             raise ValueError(f"target_accept: expected a probability in (0, 1); got {self.target_accept!r}. Try 0.8.")
-        if not 0 <= self.jitter < 1:
+        if not (is_number(self.jitter) and 0 <= self.jitter < 1):
             raise ValueError(f"jitter: expected a number in [0, 1); got {self.jitter!r}. Try 0.2.")
         worthwhile(self.compile, 0)
         require_precision(self.precision)
@@ -156,6 +156,11 @@ class Energy:
         self._slopes = Compiled(
             self._slopes_alone, *programs, name="the force where HMC begins", precision=hmc.precision, **seldom
         )
+
+    @property
+    def compiled(self) -> dict[str, Compiled]:
+        """What runs as compiled code, by name."""
+        return {part.name: part for part in (self._leap, self._last, self._values, self._point, self._slopes)}
 
     def at(self, *inputs: Tensor) -> Energy:
         """The same log density at other inputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -24,12 +25,17 @@ __all__ = [
     "modules_of",
     "private_store",
     "reached_by",
+    "require_finite_parameters",
+    "require_program",
+    "running",
     "sharing_guide",
     "trainable",
 ]
 
 _DIVIDER = "$$$"  # Pyro writes the parameters of `pyro.module("name", ...)` as "name$$$parameter".
 _LIBRARIES = ("pyro", "torch")
+# What torch says where tensors do not go together; of short memory it says other things.
+_MISFIT = re.compile(r"shape|size|dimension|type|device|bool", re.IGNORECASE)
 
 
 def modules_of(*programs: Callable[..., Any] | None) -> list[nn.Module]:
@@ -170,7 +176,7 @@ def trainable(*programs: Callable[..., Any], x: Tensor) -> dict[str, Tensor]:
     leaves: dict[str, Tensor] = {}
     for program in programs:
         # In eval mode: running statistics belong to training, and this run trains nothing.
-        with eval_mode(program), poutine.block(), poutine.trace(param_only=True) as capture:
+        with running(program, x), eval_mode(program), poutine.block(), poutine.trace(param_only=True) as capture:
             program(x)
         for name, site in capture.trace.nodes.items():
             if site["type"] != "param":
@@ -182,8 +188,119 @@ def trainable(*programs: Callable[..., Any], x: Tensor) -> dict[str, Tensor]:
 
 
 @contextmanager
+def running(program: Callable[..., Any], x: Tensor, *, name: str = "data") -> Iterator[None]:
+    """Around a run of a program on x: where the two do not go together, the error says what x was.
+
+    Torch's own speaks of two matrices deep inside a network. Other errors of the program pass as they are.
+
+    Args:
+        program: Pyro model or guide, or a network.
+        x: (B, P) what it is run on.
+        name: what x is called.
+
+    Raises:
+        TypeError: `program` cannot be called.
+        ValueError: its networks take data of another type, device or width.
+    """
+    require_program(program)
+    try:
+        yield
+    except MisfitError as error:
+        # Of a network inside, given what was made from x: where x itself is the cause, that is what to say.
+        if (complaint := _misfit(program, x)) is None:
+            raise
+        raise MisfitError(f"{name}: {complaint}.") from error
+    except RuntimeError as error:
+        require_finite_parameters(program)
+        said = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or not _MISFIT.search(said):
+            raise
+        complaint = _misfit(program, x)
+        if complaint is None:
+            if isinstance(error, NotImplementedError):
+                raise
+            advice = (
+                "one type throughout, in data, parameters and rows"
+                if "type" in said
+                else f"networks that take rows of {x.shape[-1]} values: compare their sizes with the width of the data"
+            )
+            complaint = f"{_name(program)} fails on shape {tuple(x.shape)}, {x.dtype}: {said}. Expected {advice}"
+        raise MisfitError(f"{name}: {complaint}.") from error
+
+
+class MisfitError(ValueError):
+    """A program and what it was run on do not go together."""
+
+
+def require_program(program: object) -> None:
+    """Refuse what is no Pyro function of x.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+    if isinstance(program, nn.Module) and type(program).forward is nn.Module.forward:
+        hint = f" Pass its {' or '.join(methods)}." if (methods := _methods(program)) else ""
+        raise TypeError(
+            f"model, guide: expected Pyro functions of x; got {type(program).__name__}, a module without forward.{hint}"
+        )
+    if not callable(program):
+        hint = " A model without an encoder has no guide: use refine or fit_em." if program is None else ""
+        raise TypeError(f"model, guide: expected Pyro functions of x; got {type(program).__name__}.{hint}")
+
+
+def _name(program: object) -> str:
+    return getattr(program, "__qualname__", type(program).__name__)
+
+
+def _not_finite(program: Callable[..., Any]) -> str | None:
+    """The name of a parameter, or of a row of parameters, that is not finite, or None."""
+    for root in modules_of(program):
+        for name, tensor in (*root.named_parameters(), *((n, t) for n, t in root.named_buffers() if n == "table")):
+            if not bool(tensor.isfinite().all()):
+                return name
+    return None
+
+
+def require_finite_parameters(*programs: Callable[..., Any] | None) -> None:
+    """Refuse programs that a run has broken: all that is measured of them would be NaN.
+
+    Raises:
+        ValueError: the message names the program and the parameter.
+    """
+    for program in programs:
+        if program is not None and (broken := _not_finite(program)) is not None:
+            raise ValueError(
+                f"{_name(program)}: expected finite parameters; '{broken}' holds NaN or infinity. Fit it anew, with a "
+                "smaller step size."
+            )
+
+
+def _methods(program: nn.Module) -> list[str]:
+    return [name for name in ("model", "guide") if callable(getattr(program, name, None))]
+
+
+def _misfit(program: Callable[..., Any], x: Tensor) -> str | None:
+    """How x differs in type or device from all parameters of a program."""
+    tensors = [t for root in modules_of(program) for t in (*root.parameters(), *root.buffers())]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if len(dtypes) == 1 and x.dtype not in dtypes:
+        (dtype,) = dtypes
+        cast = {torch.float32: ".float()", torch.float64: ".double()"}.get(dtype, f".to({dtype})")
+        return f"expected {dtype} like the model's parameters; got {x.dtype}. Pass {cast}"
+    devices = {tensor.device for tensor in tensors}
+    if devices and x.device not in devices:
+        return f"expected device {devices.pop()} like the model's parameters; got {x.device}"
+    return None
+
+
+@contextmanager
 def frozen(*programs: Callable[..., Any] | None) -> Iterator[None]:
-    """What E-steps and measurements run inside: eval mode, a private parameter store, a random state of their own."""
+    """What E-steps and measurements run inside: eval mode, a private parameter store, a random state of their own.
+
+    Raises:
+        ValueError: a parameter is NaN or infinite.
+    """
+    require_finite_parameters(*programs)
     with eval_mode(*programs), private_store(*programs), own_random_state():
         yield
 

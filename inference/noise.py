@@ -8,9 +8,12 @@ order, nor on what follows it in the data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -48,6 +51,29 @@ def seeded(seed: int) -> Iterator[None]:
         for device in _devices():
             torch.cuda.default_generators[device].manual_seed(seed)
         yield
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all generators (torch's, NumPy's, Python's), as tensors and plain values."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state(device) for device in _devices()],
+        "numpy": numpy_state | {"state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Go back to what `random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    for device, state in zip(_devices(), states["cuda"], strict=False):
+        torch.cuda.set_rng_state(state, device)
+    numpy_state = states["numpy"]
+    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state | {"state": {**numpy_state["state"], "key": key}})
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
 
 
 def _devices() -> list[int]:

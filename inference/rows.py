@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -9,8 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from inference.families import Family
+from inference.memory import available_memory, in_words
 
-__all__ = ["RowAdam", "RowNatural", "RowOptimizer", "optimizer_for"]
+__all__ = ["RowAdam", "RowNatural", "RowOptimizer", "optimizer_for", "room_for_rows"]
+
+_log = logging.getLogger(__name__)
+
+# Of the memory that is free: a larger array goes into a file. A table is three arrays, and other things need some too.
+SHARE = 0.125
 
 # A step of the natural gradient moves no location further than REACH standard deviations, and changes no scale by more
 # than a factor e^STRETCH.
@@ -83,9 +93,9 @@ class RowAdam:
     ) -> None:
         self.betas = betas
         self.eps = eps
-        self.first = like.new_zeros(num_rows, num_params)
-        self.second = like.new_zeros(num_rows, num_params)
-        self.count = like.new_zeros(num_rows, 1)
+        self.first = room_for_rows(num_rows, num_params, like=like)
+        self.second = room_for_rows(num_rows, num_params, like=like)
+        self.count = room_for_rows(num_rows, 1, like=like)
 
     def step(
         self,
@@ -110,6 +120,15 @@ class RowAdam:
         self.first[index], self.second[index], self.count[index] = first, second, count
         direction = (first / (1 - beta1**count)) / ((second / (1 - beta2**count)).sqrt() + self.eps)
         return rows - lr * direction
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments and step counts of every row."""
+        return {"first": self.first, "second": self.second, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to them."""
+        for name, values in self.state_dict().items():
+            values.copy_(state[name])
 
     def forget(self, index: Int[Tensor, " B"]) -> None:
         """Start these rows' state afresh."""
@@ -224,3 +243,42 @@ def optimizer_for(family: Family, num_rows: int, *, like: Tensor, natural: bool 
     if not natural or family.natural_direction(probe, torch.zeros_like(probe)) is None:
         return RowAdam(num_rows, family.num_params, betas=(0.9, 0.99), like=like), 0.1
     return RowNatural(family, num_rows, like=like), 1.0
+
+
+def room_for_rows(num_rows: int, num_params: int, *, like: Tensor) -> Float[Tensor, "N K"]:
+    """Zeros for a row a datapoint: in memory, or, where they would take much of what is free, in a file.
+
+    The file lies in the folder of temporary files (`TMPDIR`), has no name, and goes with the tensor. The system keeps
+    in memory what of it there is room for.
+
+    Args:
+        num_rows: N.
+        num_params: K.
+        like: tensor whose dtype and device they take; those of a GPU stay there.
+
+    Raises:
+        OSError: there is no room in that folder either.
+
+    Example:
+        >>> room_for_rows(2, 3, like=torch.zeros(()))
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]])
+    """
+    num_bytes, room = num_rows * num_params * like.element_size(), available_memory()
+    if like.device.type != "cpu" or room is None or num_bytes <= SHARE * room:
+        return like.new_zeros(num_rows, num_params)
+    folder = tempfile.gettempdir()
+    _log.info("%s of rows go into a file in %s: %s of memory are free.", in_words(num_bytes), folder, in_words(room))
+    with tempfile.NamedTemporaryFile(prefix="rows-") as file:
+        try:
+            # Where the room is not taken now, a disk that is full later ends the process by a signal.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            raise OSError(
+                f"{in_words(num_bytes)} of rows fit neither into memory ({in_words(room)} are free) nor into {folder} "
+                f"({error.strerror}). Set TMPDIR to a folder on a larger disk."
+            ) from error
+        return torch.from_file(file.name, shared=True, size=num_rows * num_params, dtype=like.dtype).view(
+            num_rows, num_params
+        )

@@ -1,4 +1,4 @@
-"""Measuring at datapoints: chunks that fit, checks before a number is believed, log weights on common draws."""
+"""Measuring at datapoints: checks before a number is believed, log weights on common draws."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from inference.batches import Data, chunks, fetch
+from inference.counts import is_number
 from inference.densities import densities, guide_distribution, latent_prior, observed_log_prob, require_rowwise
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
-from inference.isolation import eval_mode
+from inference.isolation import eval_mode, running
 from inference.noise import BLOCK, derive_seed, like, normal_noise, own_random_state, seeded
 from inference.objectives import LocalLoss
 from inference.progress import progress_bar
@@ -25,6 +26,12 @@ from inference.supports import describe, same_support
 
 # Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
 VALUES_AT_ONCE = 2**21
+
+
+def chunk_size(data: Data, num_particles: int) -> int:
+    """How many datapoints, in whole blocks, are small enough for `num_particles` of each at once."""
+    num_values = fetch(data, torch.tensor([0])).shape[1]
+    return BLOCK * max(1, VALUES_AT_ONCE // (num_particles * num_values * BLOCK))
 
 
 def read_chunks(
@@ -37,8 +44,7 @@ def read_chunks(
     Raises:
         ValueError: a datapoint holds infinity, or NaN that the model does not take for an unobserved value.
     """
-    num_values = fetch(data, torch.tensor([0])).shape[1]
-    size = BLOCK * max(1, VALUES_AT_ONCE // (num_particles * num_values * BLOCK))
+    size = chunk_size(data, num_particles)
     # One chunk is no news until it is done.
     with progress_bar(num_data, label, "datapoint") if num_data > size else nullcontext() as bar:
         for start, stop in chunks(num_data, size):
@@ -259,6 +265,17 @@ def prior_draws(
 
 
 @torch.no_grad()
+def first_distribution(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Data, *, site: str | None, device: torch.device
+) -> tuple[str, Distribution]:
+    """The guide's site, and its distributions at the first few datapoints: of what kind they are."""
+    index = torch.arange(min(len(data), 4))
+    x = fetch(data, index, device=device)
+    require_readable(model, x, index)
+    return guide_distribution(guide_of(guide, index, num_data=len(data)), x, site=site)
+
+
+@torch.no_grad()
 def require_contract(objective: LocalLoss, x: Tensor, index: Tensor, *, seed: int) -> None:
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
@@ -275,7 +292,14 @@ def require_sound(
 ) -> None:
     """Run the model once on all of `x`, under validation; refuse a pair in which a row depends on those beside it."""
     _require_fit(model, x, q.event_shape[0], q.support, what="the guide's distribution", site=site)
-    z = q.sample()
+    with running(guide, x):
+        z = q.sample()
+    if not bool(z.isfinite().all()):
+        worst = int((~z.isfinite().all(-1)).nonzero()[0])
+        raise ValueError(
+            f"site '{site}': expected the guide to draw finite numbers; got NaN or infinity for datapoint {worst} of "
+            "this batch. Look for parameters that are not finite, and for data far from those it was fitted to."
+        )
     densities(model, x, z.unsqueeze(0), site=site)
     require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
 
@@ -303,7 +327,7 @@ def draws_for(x: Float[Tensor, "B P"]) -> int:
 
 def require_tol(tol: float) -> None:
     """Refuse a tolerance that no search could meet."""
-    if not tol > 0:
+    if not (is_number(tol) and tol > 0):
         raise ValueError(f"tol: expected a positive number of nats per datapoint; got {tol!r}. The default is 0.01.")
 
 

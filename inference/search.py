@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.compiled import Compile, Precision, require_precision, worthwhile
-from inference.counts import require_count
+from inference.counts import is_number, require_count
 from inference.families import Family, from_noise
 from inference.noise import BLOCK, OrthogonalNoise, antithetic, like, normal_noise
 from inference.objectives import LocalLoss, Loss
@@ -74,7 +74,7 @@ class Search:
         worthwhile(self.compile, 0)
         require_precision(self.precision)
         for name, value in asdict(self).items():
-            if name not in ("natural", "compile", "precision") and not value > 0:
+            if name not in ("natural", "compile", "precision") and not (is_number(value) and value > 0):
                 raise ValueError(f"search.{name}: expected a positive number; got {value!r}.")
         require_count("search.first_round", self.first_round, least=4, hint="Its second half is averaged over.")
         require_count("search.max_rounds", self.max_rounds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,15 @@ class SemiAmortized:
         )
         self.elbo_start: list[tuple[Tensor, int]] = []
         self.validation: list[tuple[float, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, and what is compiled."""
+        return {"start": self.elbo_start, "validation": self.validation, "steps": self.gradients.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.elbo_start, self.validation = list(state["start"]), list(state["validation"])
+        self.gradients.load_state_dict(state["steps"])
 
     def noise(self, rows: Float[Tensor, "B K"]) -> Float[Tensor, "S B R"]:
         """Fresh antithetic noise from torch's global generator."""

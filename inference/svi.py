@@ -14,15 +14,17 @@ from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGr
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from inference.batches import Data, chunks, fetch, require_data
+from inference.batches import Data, fetch, require_data
 from inference.compiled import worthwhile
 from inference.densities import log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
 from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
-from inference.noise import derive_seed, resolve_seed, seeded
+from inference.noise import derive_seed, own_random_state, resolve_seed, seeded
 from inference.objectives import AmortizedELBO, AmortizedLoss, Gradients, Loss, Objective
+from inference.processes import Shards, add_up
 from inference.results import Fit
+from inference.resuming import Resume
 from inference.scoring import require_readable
 from inference.training import Training, blame_site, device_for, optimise, require_valid
 
@@ -41,6 +43,7 @@ def fit_svi(
     train: Literal["all", "guide"] = "all",
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
     r"""Fit a model and its guide by stochastic variational inference.
@@ -72,14 +75,15 @@ def fit_svi(
             guide (a VampPrior) keeps a copy of its own from then on.
         training: settings.
         validation: held-out data, measured at the end of each epoch and used by `Training.patience`.
+        resume: where the state is kept, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
         The true ELBO over training, and why the run ended.
 
     Raises:
-        ValueError: nothing to train, a loss that is wrong under warm-up, scaling or in minibatches, or a global site
-            that the guide does not sample.
+        ValueError: nothing to train, a guide with parameters for each datapoint, a loss that is wrong under warm-up,
+            scaling or in minibatches, or a global site that the guide does not sample.
         TypeError: a loss of another kind.
         FloatingPointError: a value became NaN or infinite; the message names the site.
 
@@ -117,6 +121,8 @@ def fit_svi(
         with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
             leaves = trainable(model, guide, x=first)
             models = trainable(model, x=first) if train == "guide" else {}
+            # Before the model runs with it, which would only say that sizes differ.
+            _require_pair(model, guide, first, num_data=len(data))
             scaled = _scaled_site(model, guide, first)
             found = find_globals(model, first, guide=guide)
         if train == "guide":
@@ -171,7 +177,8 @@ def fit_svi(
 
         def held_out(validation: Data) -> float:
             programs = (true_model, true_guide)
-            return _held_out(*programs, validation, modules=(model, guide), names=found.names, device=device, seed=seed)
+            options: dict[str, Any] = {"shards": training.sharding(), "device": device, "seed": seed}
+            return _held_out(*programs, validation, modules=(model, guide), names=found.names, **options)
 
         fit = optimise(
             objective,
@@ -186,6 +193,9 @@ def fit_svi(
             label="SVI",
             steps=gradients,
             check=check,
+            resume=resume,
+            seed=seed,
+            identity={"loss": repr(loss) if isinstance(loss, Loss) else type(loss).__name__, "train": train},
         )
     settings = {**fit.settings, "engine": "svi", "train": train, "seed": seed}
     settings["loss"] = repr(loss) if isinstance(loss, Loss) else type(loss).__name__
@@ -222,6 +232,7 @@ def _held_out(
     *,
     modules: Sequence[Callable[..., Any]],
     names: tuple[str, ...],
+    shards: Shards,
     device: torch.device,
     seed: int,
 ) -> float:
@@ -229,17 +240,20 @@ def _held_out(
 
     With global sites, of these names, it is conditional on draws of them: a fresh one for each particle.
     """
-    total, num_particles = 0.0, 4
-    with eval_mode(*modules), seeded(derive_seed(seed, "validation")):
-        few = fetch(data, torch.arange(min(len(data), 4)), device=device)
-        draws = [values_of(guide, few, names) for _ in range(num_particles)] if names else []
+    total, num_particles = torch.zeros((), dtype=torch.float64), 4
+    with eval_mode(*modules):
+        with seeded(derive_seed(seed, "validation/globals")):
+            few = fetch(data, torch.arange(min(len(data), 4)), device=device)
+            draws = [values_of(guide, few, names) for _ in range(num_particles)] if names else []
         pairs = [(conditioned(model, draw), conditioned(guide, draw)) for draw in draws] or [(model, guide)]
-        for start, stop in chunks(len(data), 1024):
+        for start, stop in shards.chunks(len(data), 1024):
             x = fetch(data, torch.arange(start, stop), device=device)
-            for pair in pairs:
-                log_w = log_weights(*pair, x, num_particles=num_particles // len(pairs))
-                total += float(log_w.double().mean(0).sum()) / len(pairs)
-    return total / len(data)
+            with seeded(derive_seed(seed, "validation") + start):
+                for pair in pairs:
+                    log_w = log_weights(*pair, x, num_particles=num_particles // len(pairs))
+                    total += log_w.double().mean(0).sum().cpu() / len(pairs)
+    add_up([total])
+    return float(total) / len(data)
 
 
 def _scaled_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> str | None:
@@ -248,6 +262,59 @@ def _scaled_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor
         for name, node in poutine.trace(program).get_trace(x).nodes.items():
             if node["type"] == "sample" and not (isinstance(node["scale"], float | int) and node["scale"] == 1):
                 return f"site '{name}' scaled by {node['scale']}"
+    return None
+
+
+@torch.no_grad()
+def _require_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *, num_data: int) -> None:
+    """Refuse a model that observes nothing, and a guide that samples nothing, observes x, or keeps a row a datapoint.
+
+    Minibatches are shuffled: a row of such a guide would be fitted to another datapoint at every epoch.
+
+    Raises:
+        ValueError: the message names the site.
+    """
+    with own_random_state(), poutine.block():
+        (_, seen), (sampled, doubled) = _sites(model, x), _sites(guide, x)
+        if not seen:
+            raise ValueError(
+                "model: expected at least one observed site, pyro.sample(name, distribution, obs=x); it observes none. "
+                "Is it the guide?"
+            )
+        if doubled := [name for name in doubled if name in seen]:
+            raise ValueError(
+                f"guide: expected one that samples the latent sites alone; it observes '{doubled[0]}', as the model "
+                "does. Is it the model?"
+            )
+        if not sampled:
+            raise ValueError(
+                f"guide: expected a Pyro function that samples the model's latent sites; got {type(guide).__name__}, "
+                "which samples none. Pass Amortized(family, encoder), or use fit_em, which takes a family."
+            )
+        if num_data > 1 and (kept := _keeps_rows(guide, x)) is not None:
+            raise ValueError(
+                f"guide: expected one that serves any minibatch; of {len(x) + 1} datapoints after {len(x)}, {kept}. "
+                "Parameters for each datapoint are fitted by fit_em(model, family, data) or refine; a guide for "
+                "fit_svi computes them from x: Amortized(family, encoder)."
+            )
+
+
+def _sites(program: Callable[..., Any], x: Tensor) -> tuple[list[str], list[str]]:
+    """Names of the sites that a program samples, and that it observes."""
+    trace = poutine.trace(program).get_trace(x)
+    return list(trace.stochastic_nodes), list(trace.observation_nodes)
+
+
+def _keeps_rows(guide: Callable[..., Any], x: Tensor) -> str | None:
+    """What shows that a guide, run on x before, has parameters for each of its rows; or None."""
+    try:
+        nodes: Mapping[str, Any] = poutine.trace(guide).get_trace(torch.cat([x, x[:1]])).nodes
+    except (RuntimeError, ValueError) as error:
+        return f"it fails ({str(error).splitlines()[0]})"
+    for name, node in nodes.items():
+        if node["type"] == "sample" and any(frame.dim == -1 for frame in node["cond_indep_stack"]):
+            if node["fn"].batch_shape[-1:] == (len(x),):
+                return f"site '{name}' keeps {len(x)} rows"
     return None
 
 

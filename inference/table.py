@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inference.batches import Data, chunks, fetch
+from inference.batches import Data, fetch
 from inference.isolation import eval_mode
 from inference.noise import antithetic, derive_seed, seeded
 from inference.objectives import LocalLoss
+from inference.processes import Shards, add_up
 from inference.rows import RowAdam
 from inference.scoring import require_readable
 
@@ -30,17 +31,49 @@ class Table:
 
     Args:
         objective: the loss at a row.
-        params: (N, K) rows to start from.
+        params: (N, K) rows to start from; of several processes, those of the own shards.
         lr: step size, in the family's `step_units`.
         num_particles: values of the loss a step and datapoint, in antithetic pairs.
+        num_rows: of all processes.
+        shards: how the datapoints are divided.
     """
 
-    def __init__(self, objective: LocalLoss, params: Float[Tensor, "N K"], *, lr: float, num_particles: int) -> None:
+    def __init__(
+        self,
+        objective: LocalLoss,
+        params: Float[Tensor, "N K"],
+        *,
+        lr: float,
+        num_particles: int,
+        num_rows: int,
+        shards: Shards,
+    ) -> None:
         self.objective = objective
+        self.num_rows = num_rows
+        self.shards = shards
+        # The datapoint that the first row belongs to.
+        self.first, _ = shards.own_rows(num_rows)
         self.params = params
         self.lr = lr
         self.num_particles = num_particles
         self.optimizer = RowAdam(*params.shape, betas=(0.9, 0.99), like=params)
+
+    def shard_state(self, shard: int) -> dict[str, Tensor]:
+        """The rows of a shard, and their optimiser's state, to be written before the next step."""
+        start, stop = self.shards.rows(self.num_rows, shard)
+        if stop - start == len(self.params):
+            return self._columns()
+        # Of a part of a tensor the whole would be written.
+        return {name: rows[start - self.first : stop - self.first].clone() for name, rows in self._columns().items()}
+
+    def load_shard(self, shard: int, state: Mapping[str, Tensor]) -> None:
+        """Go back to them."""
+        start, stop = self.shards.rows(self.num_rows, shard)
+        for name, rows in self._columns().items():
+            rows[start - self.first : stop - self.first] = state[name]
+
+    def _columns(self) -> dict[str, Tensor]:
+        return {"params": self.params, **self.optimizer.state_dict()}
 
     def noise(self, num_rows: int) -> Float[Tensor, "S B R"]:
         """Fresh antithetic noise from torch's global generator."""
@@ -48,7 +81,7 @@ class Table:
 
     def e_step(self, x: Tensor, index: Tensor, num_steps: int, *, lr_factor: float = 1.0) -> Float[Tensor, "B K"]:
         """Move the rows at `index` by `num_steps`, asking gradients for them alone; returns them."""
-        index = index.to(self.params.device)
+        index = (index - self.first).to(self.params.device)
         rows = self.params[index]
         for _ in range(num_steps):
             grad = self.objective.row_gradient(x, rows, self.noise(len(x)))
@@ -95,6 +128,14 @@ class HeldOut:
         self.seed = seed
         self.num_steps = FIRST_STEPS
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps the rows take next; the rows are a table."""
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to it."""
+        self.num_steps = state["num_steps"]
+
     def __call__(self, *others: Callable[[Tensor], Tensor]) -> list[float]:
         """The ELBO at rows that have come to rest, and at those that each of `others` makes of x, on the same draws."""
         totals = torch.zeros(1 + len(others), dtype=torch.float64)
@@ -102,12 +143,13 @@ class HeldOut:
         weight, objective.kl_weight = objective.kl_weight, 1.0
         model = self.programs[0]
         with eval_mode(*self.programs):
-            for index, x in passes(model, self.data, device=self.device):  # type: ignore[arg-type]
+            for index, x in passes(model, self.data, self.table.shards, device=self.device):  # type: ignore[arg-type]
                 with seeded(derive_seed(self.seed, "validation", int(index[0]), self.num_steps)):
                     rows = [self.table.settle(x, index, self.num_steps), *(rows_of(x) for rows_of in others)]
                 # The same draws every epoch, so that epochs compare; and none that chose the rows.
                 with seeded(derive_seed(self.seed, "validation/score", int(index[0]))):
                     totals += torch.tensor(self.table.total_elbo(x, *rows), dtype=torch.float64)
+        add_up([totals])
         self.num_steps = HELD_OUT_STEPS
         objective.kl_weight = weight
         return (totals / len(self.data)).tolist()
@@ -119,9 +161,11 @@ def pairs_of_noise(objective: LocalLoss, num_rows: int, num_values: int, *, like
     return antithetic(torch.randn(shape, dtype=like.dtype, device=like.device))
 
 
-def passes(model: Callable[..., Any], data: Data, *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All datapoints once, in order, as (index, x)."""
-    for start, stop in chunks(len(data), 1024):
+def passes(
+    model: Callable[..., Any], data: Data, shards: Shards, *, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All datapoints of the own shards once, in order, as (index, x)."""
+    for start, stop in shards.chunks(len(data), 1024):
         index = torch.arange(start, stop)
         x = fetch(data, index, device=device)
         require_readable(model, x, index)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from inference.densities import densities, guide_distribution
 from inference.gaps import measure_gaps
 from inference.isolation import eval_mode, private_store
 from inference.noise import derive_seed, resolve_seed, seeded
-from inference.results import Gaps
+from inference.results import Evidence, Gaps
 from inference.search import Search
 from inference.training import LoopState
 
@@ -64,6 +66,7 @@ class GapTracker:
         history: the measurements, in order.
 
     Raises:
+        TypeError: `measure_gaps` has no such option.
         ValueError: `every` is not a positive integer, or data draw x anew at each access.
 
     Example:
@@ -93,6 +96,8 @@ class GapTracker:
         require_fixed(data, purpose="GapTracker")
         if held_out is not None:
             require_fixed(held_out, name="held_out", purpose="GapTracker")
+        # Now, and not in the middle of a run.
+        inspect.signature(measure_gaps).bind(model, guide, data, seed=seed, **options)
         self.model, self.guide = model, guide
         self.data, self.held_out = data, held_out
         self.every = every
@@ -115,6 +120,19 @@ class GapTracker:
         self.history.append(Tracked(epoch, gaps, held_out))
         return self.history[-1]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The measurements as tensors and plain values."""
+        return {
+            "history": [(epoch, asdict(gaps), held_out and asdict(held_out)) for epoch, gaps, held_out in self.history]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to them."""
+        self.history = [
+            Tracked(epoch, _from_plain(gaps), held_out and _from_plain(held_out))
+            for epoch, gaps, held_out in state["history"]
+        ]
+
     def table(self) -> dict[str, Tensor]:
         """One array a column, one entry a measurement, to be plotted.
 
@@ -135,6 +153,10 @@ class GapTracker:
                     values = [summary[term][statistic] for summary in summaries]
                     columns[f"{prefix}{term}{suffix}"] = torch.tensor(values, dtype=torch.float64)
         return columns
+
+
+def _from_plain(content: Mapping[str, Any]) -> Gaps:
+    return Gaps(**{**content, "estimates": {name: Evidence(**one) for name, one in content["estimates"].items()}})
 
 
 class TermTracker:
@@ -186,6 +208,8 @@ class TermTracker:
     ) -> None:
         require_count("every", every)
         require_count("num_draws", num_draws)
+        if not isinstance(data, Mapping):
+            raise TypeError(f'data: expected datapoints by name, such as {{"training": x}}; got {type(data).__name__}.')
         for name, rows in data.items():
             require_fixed(rows, name=f"data[{name!r}]", purpose="TermTracker")
         self.model, self.guide, self.data = model, guide, dict(data)
@@ -206,6 +230,14 @@ class TermTracker:
                     reconstruction, kl = self._terms(rows, next(iter(state.leaves.values())).device)
                 self.reconstruction[name].append(reconstruction)
                 self.kl[name].append(kl)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The measurements."""
+        return {"epochs": self.epochs, "reconstruction": self.reconstruction, "kl": self.kl}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to them."""
+        self.epochs, self.reconstruction, self.kl = state["epochs"], state["reconstruction"], state["kl"]
 
     def rows(self) -> dict[int, dict[str, float]]:
         """The measurements by epoch: "reconstruction (name)" and "kl (name)" for each name of the data."""

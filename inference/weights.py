@@ -79,9 +79,30 @@ def log_mean_exp(log_w: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], Floa
         >>> log_mean_exp(torch.tensor([[0.0], [3.0]]).log())
         (tensor([0.4055], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
+    top, apart = _from_largest(log_w)
+    value = apart.logsumexp(0) - math.log(len(log_w))
+    return top + value, _standard_error((apart - value).exp() - 1)
+
+
+def _from_largest(log_w: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "S N"]]:
+    """The largest log weight of each datapoint, and all of them less it: small numbers, whose sums keep their digits.
+
+    Where the largest is infinite or NaN, nothing is taken off.
+    """
     log_w = log_w.double()
-    value = log_w.logsumexp(0) - math.log(len(log_w))
-    return value, _standard_error((log_w - value).exp() - 1)
+    top = log_w.amax(0)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return top, log_w - top
+
+
+def _require_log_weights(log_w: object, *, least: int) -> None:
+    if not isinstance(log_w, Tensor):
+        raise TypeError(f"log_w: expected a tensor (S, N); got {type(log_w).__name__}. Try torch.as_tensor.")
+    if log_w.dim() != 2 or log_w.is_complex():
+        raise ValueError(f"log_w: expected real numbers (S, N), draws first; got {log_w.dtype}, {tuple(log_w.shape)}.")
+    if len(log_w) < least:
+        what = f"at least {least} draws to see a tail" if least > 1 else "at least one draw"
+        raise ValueError(f"log_w: expected {what}; got {len(log_w)}. Draw more.")
 
 
 def mean_and_se(draws: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
@@ -106,7 +127,10 @@ def ess(log_w: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
         log_w: (S, N) log importance weights, nats.
 
     Returns:
-        (N,) between 1 and S.
+        (N,) between 1 and S; NaN where no weight is positive, or one is infinite.
+
+    Raises:
+        ValueError: there is no draw, or `log_w` is not (S, N).
 
     References:
         Kong (1992), A note on importance sampling using standardized weights.
@@ -115,8 +139,9 @@ def ess(log_w: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
         >>> ess(torch.tensor([[0.0], [0.0], [-torch.inf]])).round(decimals=3)
         tensor([2.], dtype=torch.float64)
     """
-    log_w = log_w.double()
-    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()
+    _require_log_weights(log_w, least=1)
+    _, apart = _from_largest(log_w)
+    return (2 * apart.logsumexp(0) - (2 * apart).logsumexp(0)).exp()
 
 
 def pareto_k(log_w: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
@@ -140,9 +165,8 @@ def pareto_k(log_w: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
         Zhang & Stephens (2009), A new and efficient estimation method for the generalized Pareto distribution.
         Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling.
     """
+    _require_log_weights(log_w, least=LEAST_FOR_TAIL)
     num_draws = len(log_w)
-    if num_draws < LEAST_FOR_TAIL:
-        raise ValueError(f"log_w: expected at least {LEAST_FOR_TAIL} draws to see a tail; got {num_draws}. Draw more.")
     log_w = log_w.double()
     size = min(num_draws // 5, math.ceil(3 * math.sqrt(num_draws)))
     top = (log_w - log_w.amax(0)).topk(size + 1, dim=0).values.flip(0)

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inference.batches import Data, chunks, fetch, require_data
+from inference.batches import Data, chunks, fetch, require_data, require_numbers, require_rows
 from inference.compiled import worthwhile
-from inference.isolation import eval_mode
-from inference.noise import resolve_seed, seeded
+from inference.counts import require_kind
+from inference.isolation import eval_mode, running
+from inference.noise import like, resolve_seed, seeded
 from inference.objectives import Gradients, Objective
 from inference.training import Training, device_for, optimise
 from pyro_vae.networks import check_size
@@ -51,6 +52,8 @@ class PCA(nn.Module):
 
     def __init__(self, components: Float[Tensor, "D P"], mean: Float[Tensor, " P"]) -> None:
         super().__init__()
+        for name, value in (("components", components), ("mean", mean)):
+            require_kind(name, value, Tensor)
         if components.dim() != 2 or tuple(mean.shape) != tuple(components.shape[1:]):
             raise ValueError(
                 f"components, mean: expected shapes (D, P) and (P,); got {tuple(components.shape)} and "
@@ -74,6 +77,8 @@ class PCA(nn.Module):
         from sklearn.decomposition import PCA as _PCA
 
         size = check_size("PCA", "num_latents", num_latents)
+        require_kind("x", x, Tensor, hint="Try torch.as_tensor.")
+        require_numbers(x, name="x")
         if x.dim() != 2 or len(x) < 2:
             raise ValueError(f"x: expected shape (N, P) with at least 2 rows; got {tuple(x.shape)}.")
         if not bool(x.isfinite().all()):
@@ -84,8 +89,11 @@ class PCA(nn.Module):
             raise ValueError(
                 f"num_latents: expected at most {min(x.shape)}, the smaller of N and P; got {size}. Take fewer."
             )
+        if not bool((x != x[0]).any()):
+            raise ValueError("x: expected rows that differ; got the same row throughout, which no direction explains.")
         fitted = _PCA(size, svd_solver="full").fit(x.detach().cpu().double().numpy())
-        return cls(torch.from_numpy(fitted.components_).to(x), torch.from_numpy(fitted.mean_).to(x))
+        # Of integers the components are no integers.
+        return cls(torch.from_numpy(fitted.components_).to(like(x)), torch.from_numpy(fitted.mean_).to(like(x)))
 
     @property
     def num_latents(self) -> int:
@@ -110,6 +118,7 @@ class PCA(nn.Module):
         Args:
             z: codes, (N, D).
         """
+        _check_rows(z, self.num_latents, name="z")
         return z @ self.components + self.mean
 
     def reconstruct(self, x: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
@@ -191,6 +200,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
+        require_kind("encoder", encoder, nn.Module)
+        require_kind("decoder", decoder, nn.Module)
         inner = getattr(encoder, "num_outputs", None), getattr(decoder, "num_inputs", None)
         outer = getattr(encoder, "num_inputs", None), getattr(decoder, "num_outputs", None)
         for (left, right), what in ((inner, "codes"), (outer, "data values")):
@@ -270,6 +281,7 @@ class Autoencoder(nn.Module):
                 held_out=None if validation is None else lambda: held_out(validation),
                 blame=lambda x: None,  # noqa: ARG005
                 label="autoencoder",
+                seed=seed,
             )
         return AutoencoderFit(
             squared_error=-fit.elbo,  # type: ignore[operator]
@@ -289,7 +301,9 @@ class Autoencoder(nn.Module):
         Args:
             x: data, (N, P).
         """
-        return self.encoder(x)
+        require_rows(x)
+        with running(self.encoder, x, name="x"):
+            return self.encoder(x)
 
     def decode(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N P"]:
         """What these codes stand for.
@@ -297,7 +311,9 @@ class Autoencoder(nn.Module):
         Args:
             z: codes, (N, D).
         """
-        return self.decoder(z)
+        require_rows(z, name="z")
+        with running(self.decoder, z, name="z"):
+            return self.decoder(z)
 
     def reconstruct(self, x: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:
         """The decoder at the codes of x. Without gradients, in `eval()` mode.
@@ -309,7 +325,7 @@ class Autoencoder(nn.Module):
             Reconstructions, (N, P), in the units of x.
         """
         with eval_mode(self), torch.no_grad():
-            return self.decoder(self.encoder(x))
+            return self.decode(self.encode(x))
 
     def __repr__(self) -> str:
         """Both networks."""
@@ -333,6 +349,8 @@ class _SquaredError(Objective):
         return (x - mean).square().sum(-1).mean()
 
 
-def _check_rows(x: Tensor, num_values: int) -> None:
+def _check_rows(x: Tensor, num_values: int, *, name: str = "x") -> None:
+    require_kind(name, x, Tensor, hint="Try torch.as_tensor.")
+    require_numbers(x, name=name)
     if x.dim() != 2 or x.shape[1] != num_values:
-        raise ValueError(f"x: expected shape (N, {num_values}), one row a datapoint; got {tuple(x.shape)}.")
+        raise ValueError(f"{name}: expected shape (N, {num_values}), one row a datapoint; got {tuple(x.shape)}.")

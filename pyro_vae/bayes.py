@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inference.counts import is_number, require_kind
 from inference.guides import unique_name
 from inference.isolation import private_store
 from inference.noise import own_random_state, resolve_seed, seeded
@@ -63,8 +64,9 @@ class BayesianVAE(nn.Module):
 
     def __init__(self, vae: VAE, *, scale: float = 1.0, init_scale: float = 0.01) -> None:
         super().__init__()
+        require_kind("vae", vae, VAE)
         for name, value in (("scale", scale), ("init_scale", init_scale)):
-            if not value > 0:
+            if not (is_number(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive standard deviation; got {value!r}.")
         _require_plain(vae.decoder)
         self.vae = vae

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from inference.batches import require_rows
+from inference.counts import require_kind
 from inference.families import Family, loc_and_tril
 from inference.guides import Amortized, unique_name
-from inference.isolation import eval_mode
+from inference.isolation import eval_mode, running
 from inference.noise import resolve_seed, seeded
 from inference.supports import describe, is_unconstrained, same_support
 from pyro_vae.likelihoods import Likelihood
@@ -54,6 +56,7 @@ class VAE(nn.Module):
         num_features: F, size of what the decoder reads.
 
     Raises:
+        TypeError: a part is of another kind.
         ValueError: the parts do not fit together.
 
     References:
@@ -88,6 +91,13 @@ class VAE(nn.Module):
         encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(likelihood, type) or not hasattr(likelihood, "num_params"):
+            require_kind("likelihood", likelihood, Likelihood)
+        require_kind("decoder", decoder, nn.Module)
+        if encoder is not None:
+            require_kind("encoder", encoder, nn.Module)
+        if family is not None:
+            require_kind("family", family, Family)
         self.prior = as_prior(prior)
         self.likelihood = likelihood
         self.decoder = decoder
@@ -127,10 +137,12 @@ class VAE(nn.Module):
             x: data, (B, P).
 
         Raises:
+            TypeError: `x` is no tensor.
             ValueError: `x` is no (B, P) tensor or outside the support, or the decoder's outputs do not fit P.
         """
-        if x.dim() != 2:
+        if isinstance(x, Tensor) and x.dim() != 2:
             raise ValueError(f"x: expected shape (B, P), one row a datapoint; got {tuple(x.shape)}. {_reshape_hint(x)}")
+        require_rows(x)
         if dist.is_validation_enabled():
             self.likelihood.check(x)
         name = unique_name(self)
@@ -155,12 +167,17 @@ class VAE(nn.Module):
             The decoder's output, (*B, P x `likelihood.num_params`).
 
         Raises:
-            ValueError: the decoder does not return one row for each z.
+            TypeError: `z` is no tensor.
+            ValueError: `z` has another size or type, or the decoder does not return one row for each z.
         """
+        require_kind("z", z, Tensor, hint="Try torch.as_tensor.")
+        if not z.dim() or z.shape[-1] != self.num_latents:
+            raise ValueError(f"z: expected shape (..., {self.num_latents}); got {tuple(z.shape)}.")
         rows = z.reshape(-1, z.shape[-1])
         if hasattr(self.prior, "features"):
             rows = self.prior.features(rows)  # type: ignore[operator]
-        output = self.decoder(rows)
+        with running(self.decoder, rows, name="z"):
+            output = self.decoder(rows)
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(rows):
             came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(

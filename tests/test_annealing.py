@@ -143,7 +143,7 @@ def test_pilot_chains_share_no_draw_with_those_that_count(oracle, start, monkeyp
 
         monkeypatch.setattr(path_module, name, recorded)
     guide = None if start is None else posterior_guide(oracle, x, factor=1.5)
-    (path,) = path_module.paths(model, x, 4, guide, site="z", annealing=SHORT, seed=0)
+    path = path_module.path_at(model, torch.arange(4), x, guide, num_data=4, site="z", annealing=SHORT, seed=0)
     drawn = []
     plan = path.plan(seed=0)
     for run in (

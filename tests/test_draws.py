@@ -427,7 +427,7 @@ BAD = {
     "labels": ({"labels": torch.zeros(4)}, "labels: expected shape"),
     "site": ({"site": "latent"}, "site 'latent': expected"),
     "two latent sites": ({"model": two_sites}, "site 'w': expected one latent site"),
-    "nothing observed": ({"model": no_data}, "expected an observed site"),
+    "nothing observed": ({"model": no_data}, "expected at least one observed site"),
     "image of another size": ({"image_shape": (2, 2)}, r"image_shape: expected .*\('x' \(3,\)\); got \(2, 2\)"),
     "no image": ({"image_shape": (3,)}, r"image_shape: expected \(height, width\)"),
     "name of a dimension": ({"model": named("draw"), "guide": named_guide("draw")}, "site 'draw': expected a name"),

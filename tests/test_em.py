@@ -44,7 +44,7 @@ def x():
     ("family", "schedule"),
     [
         pytest.param(MeanField(3), Cosine(), id="mean-field"),
-        pytest.param(FullCovariance(3), Cosine(), id="full covariance"),
+        pytest.param(FullCovariance(3), Cosine(), id="full covariance", marks=pytest.mark.slow),
         pytest.param(
             FullCovariance(3), RobbinsMonro(exponent=0.8, delay=200.0), id="Robbins-Monro", marks=pytest.mark.slow
         ),
@@ -62,6 +62,7 @@ def test_reaches_the_maximum_likelihood(family, schedule):
     assert elbo(model.model, Local(family, fit.params), x, seed=1).value.mean().item() == pytest.approx(best, abs=0.05)
 
 
+@pytest.mark.slow
 def test_reported_elbo_and_table_are_those_of_a_converged_e_step(x):
     held_out = torch.tensor(LinearOracle.random(8, 2).draw(100, seed=9))
     model = start()

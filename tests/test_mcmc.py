@@ -117,7 +117,7 @@ def test_starts_are_over_dispersed(monkeypatch):
         (None, [0.0, 0.0], np.eye(2)),
         (Local(FullCovariance(2), rows), [5.0, -5.0], 4 * np.array([[4.0, 1.0], [1.0, 1.0]])),
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(KeyError):
             sample_posterior(model.model, torch.zeros(2, 8), init=init, num_superchains=4000, seed=0)
         points, scale = starts.pop()
         np.testing.assert_allclose(points.mean(0), np.broadcast_to(mean, (2, 2)), atol=4 * 4 / np.sqrt(4000))

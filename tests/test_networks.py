@@ -338,7 +338,7 @@ def test_sizes_may_be_numpy_integers():
         ),
         pytest.param(
             lambda: ConvEncoder((8, 8), 4)(torch.zeros(2, 63)),
-            r"ConvEncoder: x: expected 64 values .*\(8, 8\); got 63",
+            r"ConvEncoder\(\(8, 8\).*: expected rows of 64 values; got shape \(2, 63\)",
             id="another image",
         ),
     ],

@@ -1,7 +1,15 @@
+import errno
+import os
+import tempfile
+
 import pytest
 import torch
 
+from inference import MeanField, Training, fit_em, rows
+from inference.processes import Shards
 from inference.rows import RowAdam
+from inference.table import Table
+from pyro_vae.linear import LinearGaussian
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99), (0.0, 0.5)], ids=str)
@@ -94,3 +102,56 @@ def test_state_follows_like_and_inputs_stay():
     moved = optimizer.step(rows, grad, torch.arange(3), lr=0.1)
     assert moved.dtype == optimizer.first.dtype == torch.float32
     assert torch.equal(rows, table)
+
+
+def test_a_table_in_a_file_is_the_table(tmp_path, monkeypatch):
+    """The same bits, whatever holds them, also after the fit; and no file that stays."""
+    x = torch.randn(70, 2)
+
+    def fit():
+        exact = LinearGaussian(torch.eye(2), torch.zeros(2), 1.0)
+        training = Training(epochs=2, batch_size=16)
+        return fit_em(exact.model, MeanField(2), x, training=training, validation=x[:9], seed=0)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_memory = fit()
+    mapped, from_file = [], torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda *args, **rest: mapped.append(args[0]) or from_file(*args, **rest))
+    monkeypatch.setattr(rows, "SHARE", 0.0)
+    on_disk = fit()
+    # Rows, two moments and a count, of the training data and of the held-out ones.
+    assert len(mapped) == 8 and all(name.startswith(str(tmp_path)) for name in mapped)
+    assert torch.equal(on_disk.params, in_memory.params) and torch.equal(on_disk.elbo, in_memory.elbo)
+    assert torch.equal(on_disk.elbo_validation, in_memory.elbo_validation)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_is_no_room_at_all(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rows, "SHARE", 0.0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="4000 bytes of rows fit neither into memory .* Set TMPDIR to a folder") as error:
+        rows.room_for_rows(100, 10, like=torch.zeros((), dtype=torch.float32))
+    assert "\n" not in str(error.value)
+
+
+def test_where_memory_is_unknown_or_suffices_it_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "from_file", None)
+    for room in (None, 8 * 8000):
+        monkeypatch.setattr(rows, "available_memory", lambda room=room: room)
+        assert rows.room_for_rows(100, 10, like=torch.zeros(())).shape == (100, 10)
+
+
+def test_the_state_of_all_rows_is_no_copy_of_them():
+    """A copy of the table would be as large as the table."""
+    table = Table(None, torch.randn(6, 2), lr=0.1, num_particles=2, num_rows=6, shards=Shards())
+    state = table.shard_state(0)
+    assert state["params"].data_ptr() == table.params.data_ptr()
+    other = Table(None, torch.zeros(6, 2), lr=0.1, num_particles=2, num_rows=6, shards=Shards())
+    other.load_shard(0, state)
+    assert torch.equal(other.params, table.params) and other.params.data_ptr() != table.params.data_ptr()
+    # Of a part of them the whole would be written to the file.
+    halves = Table(None, torch.randn(6, 2), lr=0.1, num_particles=2, num_rows=6, shards=Shards(2))
+    assert halves.shard_state(1)["params"].untyped_storage().nbytes() == 3 * 2 * 8

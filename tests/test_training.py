@@ -174,6 +174,16 @@ def test_bad_input(case):
     assert "\n" not in str(error.value)
 
 
+def test_a_device_where_the_model_is_not():
+    model = torch.nn.Linear(2, 2, device="meta")
+    with pytest.raises(
+        ValueError, match="device: expected 'meta', where the model is; got 'cpu'. Move the model first"
+    ):
+        device_for(Training(device="cpu"), model)
+    assert device_for(Training(), model).type == "meta"
+    assert device_for(Training(device="auto")).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_a_device_that_is_not_there():
     assert device_for(Training()) == torch.device("cpu")
     for device in ("nowhere", *([] if torch.cuda.is_available() else ["cuda"])):

@@ -16,7 +16,7 @@ import torch
 from studies.common import say
 from torch import Tensor, nn
 
-from inference.evidence.path import Annealing, Plan, paths
+from inference.evidence.path import Annealing, Plan, path_at
 from inference.evidence.path import Path as ChainPath
 from inference.evidence.schedules import SigmoidalSchedule
 from inference.hmc import HMC
@@ -89,7 +89,8 @@ def chains_of_2018(decoder: nn.Module, x: Tensor, num_latents: int, *, num_chain
 
 def only_path(vae: VAE, x: Tensor, annealing: Annealing, *, seed: int) -> tuple[ChainPath, Plan]:
     """The path of these datapoints from the prior, and its plan, which the weighted chains follow."""
-    (path,) = paths(vae.model, x, len(x), None, site="z", annealing=annealing, seed=seed)
+    index, settings = torch.arange(len(x)), {"site": "z", "annealing": annealing, "seed": seed}
+    path = path_at(vae.model, index, x, None, num_data=len(x), **settings)
     return path, path.plan(seed=seed)
 
 

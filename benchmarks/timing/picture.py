@@ -48,14 +48,14 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
             _annealing(next(axes), record["ais"]["widths"])
         for ax in figure.axes:
             for axis in (ax.xaxis, ax.yaxis):
-                _plain_numbers(axis)
+                plain_numbers(axis)
         for ax in axes:
             ax.set_axis_off()
         figure.savefig(file)
         plt.close(figure)
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """1, 2 and 5 of each power of ten, as people write them."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

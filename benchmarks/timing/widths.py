@@ -10,8 +10,9 @@ from studies.common import say
 from torch import Tensor
 
 from inference import HMC, Annealing, MeanField, simulate
+from inference.chunked import over_chunks
 from inference.evidence.annealing import as_evidence, near_posterior
-from inference.evidence.path import paths
+from inference.evidence.path import path_at
 from inference.isolation import frozen
 from inference.noise import seeded
 from inference.results.summary import summarise
@@ -65,21 +66,27 @@ def anneal(
 
     The backward chains, which exist for simulated data alone, are not in the seconds, nor is the search for the origin.
     """
-    lower, upper = [], []
     seconds = 0.0
-    with frozen(vae.model), seeded(seed):
+
+    def work(index: Tensor, some: Tensor) -> dict[str, Tensor]:
+        nonlocal seconds
         began = time.perf_counter()
-        for path in paths(vae.model, x, len(x), origin, site="z", annealing=annealing, seed=seed):
-            plan = path.plan(seed=seed)
-            lower.append(path.forward(plan, seed=seed))
-            seconds += time.perf_counter() - began
-            if backward:
-                upper.append(path.backward(z[path.index], plan, seed=seed))
-            began = time.perf_counter()
+        path = path_at(vae.model, index, some, origin, num_data=len(x), site="z", annealing=annealing, seed=seed)
+        plan = path.plan(seed=seed)
+        columns = path.forward(plan, seed=seed)
+        seconds += time.perf_counter() - began
+        if not backward:
+            return columns
+        inverse = path.backward(z[index], plan, seed=seed)
+        return {**columns, "inverse log_w": -inverse["log_w"], "inverse acceptance": inverse["acceptance"]}
+
+    with frozen(vae.model), seeded(seed):
+        columns = over_chunks(work, vae.model, x, annealing.num_chains, "annealing", device=x.device)
     if not backward:
         return seconds, None
-    below = as_evidence(lower, annealing, method="", seed=seed)
-    above = as_evidence([(-log_w, accept) for log_w, accept in upper], annealing, method="", seed=seed)
+    below = as_evidence(columns, annealing, method="", seed=seed)
+    inverse = {name: columns[f"inverse {name}"] for name in ("log_w", "acceptance")}
+    above = as_evidence(inverse, annealing, method="", seed=seed)
     return seconds, summarise(-above.value - below.value, above.se.hypot(below.se))
 
 

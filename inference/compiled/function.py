@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
@@ -61,6 +61,8 @@ def worthwhile(compile: Compile, num_calls: float) -> bool:
     return num_calls >= CALLS_THAT_PAY
 
 
+# How many there are, where `one_core` keeps operations on one.
+_all_cores: ContextVar[int | None] = ContextVar("_all_cores", default=None)
 _undisturbed: ContextVar[list[_Entry] | None] = ContextVar("_undisturbed", default=None)
 
 
@@ -81,12 +83,22 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def one_core() -> Iterator[None]:
     """Run torch's operations on one core, this thread's."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    token = _all_cores.set(_all_cores.get() or torch.get_num_threads())
+    try:
+        with _threads(1):
+            yield
+    finally:
+        _all_cores.reset(token)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(before)
 
 
 class _Entry(NamedTuple):
@@ -158,7 +170,9 @@ class Compiled:
         self.num_traces = 0
         self.reason: str | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
-        self._seen: dict[tuple[Any, ...], int] = {}
+        self._seen: dict[str, int] = {}
+        # Shapes that were compiled in the run that this one goes on from.
+        self._owed: set[str] = set()
 
     @property
     def is_compiled(self) -> bool:
@@ -170,6 +184,17 @@ class Compiled:
         """Whether it is compiled, and so little work that a second core would cost more than it saves."""
         return self.is_compiled and all(entry.traced.num_operations < ONE_CORE for entry in self._entries.values())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which shapes have come how often, and which are compiled: a run that goes on has to do the same."""
+        compiled = [*self._owed, *(str(key) for key in self._entries)]
+        return {"seen": dict(self._seen), "compiled": compiled, "reason": self.reason}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: what was compiled is compiled at its first call."""
+        self._seen = dict(state["seen"])
+        self._owed = set(state["compiled"])
+        self.reason = state["reason"]
+
     def __call__(self, *args: Tensor) -> Outputs:
         """The function's outputs at these arguments."""
         if not self.compile or self.reason is not None or tracing.get():
@@ -180,8 +205,10 @@ class Compiled:
         entry = self._entries.get(key)
         if entry is not None and entry.holds():
             return _run(entry, args)
-        count = self._seen[key] = self._seen.get(key, 0) + 1
-        if entry is None and (self._entries or not self.at_once) and count < self.patience:
+        name = str(key)
+        count = self._seen[name] = self._seen.get(name, 0) + 1
+        is_patient = (self._entries or self._owed or not self.at_once) and count < self.patience
+        if entry is None and is_patient and name not in self._owed:
             return self._eager(*args)
         try:
             return self._compile(key, args)
@@ -213,7 +240,8 @@ class Compiled:
         key = (self.backend, graph.code, shapes)
         if key not in _kept:
             try:
-                with torch.no_grad(), warnings.catch_warnings():
+                # For all cores wherever it is first called: the order of its sums depends on their number.
+                with torch.no_grad(), warnings.catch_warnings(), _threads(_all_cores.get() or torch.get_num_threads()):
                     warnings.simplefilter("ignore")
                     _kept[key] = self.backend(graph, inputs)
             except Exception as error:
@@ -249,7 +277,13 @@ class Compiled:
                 "its compiled form gives other numbers: it may depend on random numbers that are not torch's, or on "
                 "something that changes from call to call"
             )
-        return compiled if self.reason is None else eager
+        if self.reason is not None:
+            return eager
+        # As every later call: what is written, too, is the compiled form's, to the bit.
+        with torch.no_grad():
+            for tensor, value in zip(captured, written, strict=True):
+                tensor.copy_(value)
+        return compiled
 
     def _differ(self, ours: Tensor | None, theirs: Tensor | None) -> bool:
         if ours is None or theirs is None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.batches import Data
-from inference.counts import require_count
+from inference.counts import is_number, require_count
 from inference.densities import densities, guide_distribution
 from inference.diagnostics.bands import critical_level, limits, p_value, tail_probabilities
 from inference.isolation import device_of, frozen
@@ -85,7 +85,7 @@ def sbc(
     seed = resolve_seed(seed)
     require_count("num_simulations", num_simulations, least=10)
     require_count("num_draws", num_draws)
-    if not 0 < alpha < 1:
+    if not (is_number(alpha) and 0 < alpha < 1):
         raise ValueError(f"alpha: expected a probability in (0, 1); got {alpha!r}. Try 0.05.")
     site = site_for_any_x(guide, data_like, site=site)
     # Whole blocks: what is drawn at a datapoint does not depend on how many follow it.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from inference.batches import Data, require_fixed
+from inference.counts import is_number
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import from_noise, loc_and_tril, marginals
 from inference.isolation import device_of, frozen
@@ -90,7 +91,7 @@ def elbo_surgery(
     seed = resolve_seed(seed)
     num_data = require_fixed(data, purpose="elbo_surgery")
     require_draws(num_draws, least=4)
-    if not threshold > 0:
+    if not (is_number(threshold) and threshold > 0):
         raise ValueError(f"threshold: expected a positive share of the prior's variance; got {threshold!r}. Try 0.01.")
     chunks, means, per_dim = [], [], []
     with frozen(model, guide), seeded(seed), torch.no_grad():

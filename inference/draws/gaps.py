@@ -96,10 +96,54 @@ def gaps_from_datatree(tree: xr.DataTree) -> Gaps | None:
 
     Args:
         tree: what `to_datatree` returned, or a file opened by `xarray.open_datatree`.
+
+    Raises:
+        ValueError: its group `gaps` is not what `to_datatree` writes.
     """
     if "gaps" not in tree.children:
         return None
     group = tree["gaps"].to_dataset()
+    _require_schema(group)
+    try:
+        return _read(group)
+    # What else a stranger's file can hold raises many kinds.
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"group 'gaps': expected what to_datatree writes; it has something missing or unknown ({error!r}). Measure "
+            "the gaps again."
+        ) from error
+
+
+def _require_schema(group: xr.Dataset) -> None:
+    """Refuse a group without the variables, dimensions and attributes that are read from it."""
+    columns = {"obs_id": [name for term in Gaps.TERMS for name in (term, f"{term}_se")] + ["converged", "start_gap"]}
+    lacking = [name for name in columns["obs_id"] if name not in group] + [
+        f"attribute {name}" for name in _GAPS_ATTRIBUTES if name != "families" and name not in group.attrs
+    ]
+    if lacking:
+        raise ValueError(
+            f"group 'gaps': expected every term with its error, and how it was measured; it lacks "
+            f"{', '.join(lacking[:5])}{', ...' if len(lacking) > 5 else ''}. Measure the gaps again."
+        )
+    columns["obs_id"] += ["pareto_k", "ess", "labels"]
+    columns["family, obs_id"] = ["elbo_local_by_family", "elbo_local_by_family_se"]
+    columns["estimator, obs_id"] = [f"estimate_{name}" for name in _ESTIMATE_COLUMNS]
+    columns["estimator, half, obs_id"] = [f"estimate_{name}" for name in _ESTIMATE_HALVES]
+    for dims, names in columns.items():
+        for name in names:
+            if name not in group:
+                continue
+            came = ", ".join(map(str, group[name].dims))
+            numeric = name == "labels" or group[name].dtype.kind in "buif"
+            if came != dims or not numeric or not group.sizes["obs_id"]:
+                raise ValueError(
+                    f"group 'gaps': expected {name} to be numbers of dimensions ({dims}); it is {group[name].dtype} of "
+                    f"({came}), sizes {tuple(group[name].shape)}. Measure the gaps again."
+                )
+
+
+def _read(group: xr.Dataset) -> Gaps:
+    """The record in a group."""
 
     def tensor(name: str) -> Tensor | None:
         return torch.as_tensor(np.array(group[name].values)) if name in group else None
@@ -107,6 +151,8 @@ def gaps_from_datatree(tree: xr.DataTree) -> Gaps | None:
     def estimate(number: int) -> dict[str, Tensor | None]:
         stacked = {name: tensor(f"estimate_{name}") for name in (*_ESTIMATE_COLUMNS, *_ESTIMATE_HALVES)}
         rows = {name: None if values is None else values[number] for name, values in stacked.items()}
+        if rows["value"] is None or rows["se"] is None:
+            raise KeyError("estimate_value, estimate_se")
         return {name: None if row is None or bool(row.isnan().all()) else row for name, row in rows.items()}
 
     stored = [field.name for field in dataclasses.fields(Gaps) if field.name not in _GAPS_ATTRIBUTES]

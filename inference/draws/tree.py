@@ -20,11 +20,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
-from inference.counts import require_count
+from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
-from inference.isolation import eval_mode, modules_of, private_store
+from inference.isolation import eval_mode, modules_of, private_store, require_finite_parameters
 from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.progress import track
 from inference.results import Gaps
@@ -154,6 +154,10 @@ def to_datatree(
     for name, limit in {"max_data": max_data, "num_predictive": num_predictive}.items():
         if limit is not None:
             require_count(name, limit)
+    if image_shape is not None and not isinstance(image_shape, Sequence):
+        raise TypeError(f"image_shape: expected (height, width) or (height, width, channels); got {image_shape!r}.")
+    if gaps is not None:
+        require_kind("gaps", gaps, Gaps)
     total = require_fixed(data, purpose="drawing from its posterior")
     num_data = total if max_data is None else min(total, max_data)
     ids = np.arange(total) if obs_ids is None else per_datapoint("obs_ids", obs_ids, total)
@@ -165,6 +169,7 @@ def to_datatree(
         )
     seed = resolve_seed(seed)
 
+    require_finite_parameters(model, guide)
     # The outer seed is for the draws that nothing keeps: a guide samples when it is asked for its distribution.
     with torch.no_grad(), eval_mode(model, guide), private_store(model, guide), seeded(derive_seed(seed, "draws")):
         device = _device(model, guide)

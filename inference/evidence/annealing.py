@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import require_kind
 from inference.densities import densities
 from inference.estep import refine
-from inference.evidence.path import Annealing, paths
+from inference.evidence.path import Annealing, path_at
 from inference.families import Constrained, Family, MeanField, on_support
 from inference.given import Given, over_draws
 from inference.guides import Local
@@ -23,11 +25,12 @@ from inference.mcmc.target import Target
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.results import Evidence
-from inference.scoring import prior_draws, read_chunks, require_contract
+from inference.resuming import Journal, Resume
+from inference.scoring import prior_draws, require_contract
 from inference.search import Search
 from inference.weights import weigh
 
-__all__ = ["ais", "as_evidence", "describe_start", "near_posterior"]
+__all__ = ["ais", "as_evidence", "describe_start", "near_posterior", "require_start"]
 
 # A search for the distribution to start from need only come close: what it lacks, annealing makes up for.
 START_TOL = 0.1
@@ -44,6 +47,7 @@ def ais(
     site: str | None = None,
     annealing: Annealing = Annealing(),  # noqa: B008 (frozen)
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Evidence:
     r"""Log p(x) by annealed importance sampling, per datapoint: a lower bound in expectation.
@@ -69,6 +73,7 @@ def ais(
         annealing: temperatures, chains, schedule and transition.
         given: draws (M, *shape) of each latent site outside the data plate: the value is log p(x | w), averaged over
             the draws of w, which is not log p(x).
+        resume: where each chunk's results are kept, so that the same call goes on after it was killed.
         seed: of all draws.
 
     Returns:
@@ -91,6 +96,8 @@ def ais(
     """
     seed = resolve_seed(seed)
     num_data = require_fixed(data, purpose="ais")
+    require_kind("annealing", annealing, Annealing)
+    require_start(start)
     if given is not None:
         options: dict[str, Any] = {"site": site, "annealing": annealing}
         return over_draws(
@@ -102,29 +109,67 @@ def ais(
             seed=seed,
         )
     site = site or getattr(start, "site", None) or "z"
-    guide = near_posterior(model, data, start, site=site, seed=seed) if isinstance(start, Family) else start
-    chunks = []
+    guide = start
+    if isinstance(start, Family):
+        guide = near_posterior(model, data, start, site=site, seed=seed, resume=resume)
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+        path = path_at(model, index, x, guide, num_data=num_data, site=site, annealing=annealing, seed=seed)
+        return path.forward(path.plan(seed=seed), seed=seed)
+
     with frozen(model, guide), seeded(seed):
-        for path in paths(model, data, num_data, guide, site=site, annealing=annealing, seed=seed):
-            plan = path.plan(seed=seed)
-            chunks.append(path.forward(plan, seed=seed))
-    return as_evidence(chunks, annealing, method=f"AIS from {describe_start(start)}", seed=seed)
+        columns = over_chunks(
+            work,
+            model,
+            data,
+            annealing.num_chains,
+            "annealing",
+            device=device_of(model, guide),
+            journal=Journal.of(
+                resume,
+                model,
+                guide,
+                annealing=annealing.describe(),
+                start=describe_start(start),
+                site=site,
+                seed=seed,
+            ),
+        )
+    return as_evidence(columns, annealing, method=f"AIS from {describe_start(start)}", seed=seed)
 
 
-def near_posterior(model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int) -> Local:
+def require_start(start: object) -> None:
+    """Refuse what chains cannot start from.
+
+    Raises:
+        TypeError: it is neither a guide, nor a family, nor None.
+    """
+    if start is not None and (isinstance(start, type) or not callable(start)):
+        came = f"the class {start.__name__}" if isinstance(start, type) else repr(start)
+        raise TypeError(f"start: expected a guide, a family such as MeanField(D), or None, the prior; got {came}.")
+
+
+def near_posterior(
+    model: Callable[..., Any], data: Data, family: Family, *, site: str, seed: int, resume: Resume | None = None
+) -> Local:
     """The members of a family that chains start from: near the best one of each datapoint."""
     own = derive_seed(seed, "ais/search")
     settings: dict[str, Any] = {"site": site, "tol": START_TOL, "num_draws": 4, "seed": own}
+
+    def kept(name: str) -> Resume | None:
+        return None if resume is None else resume.part(f"start/{name}")
+
     plain = on_support(MeanField(family.num_latents), family.support)
     init = _at_best_prior_draw(model, data, plain, site=site, seed=own)
     # By Adam until it is settled in its mode, which may be narrow.
-    settled = refine(model, plain, data, init=init, cold=False, search=Search(natural=False, max_rounds=2), **settings)
-    refined = refine(model, plain, data, init=settled.params, **settings)
+    narrow = Search(natural=False, max_rounds=2)
+    settled = refine(model, plain, data, init=init, cold=False, search=narrow, resume=kept("settled"), **settings)
+    refined = refine(model, plain, data, init=settled.params, resume=kept("plain"), **settings)
     if repr(plain) != repr(family):
         # From the best independent normals the way to a richer member is short, and from nowhere it is long.
         rows = family.params_from(plain(refined.params))
         few = Search(max_rounds=3)
-        refined = refine(model, family, data, init=rows, cold=False, search=few, **settings)
+        refined = refine(model, family, data, init=rows, cold=False, search=few, resume=kept("rich"), **settings)
     return Local(family, refined.params.to(device_of(model)), site)
 
 
@@ -137,28 +182,29 @@ def _at_best_prior_draw(
     A search from the standard normal alone may end in a mode from which no chain comes back.
     """
     free = family.family if isinstance(family, Constrained) else family
-    rows = []
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+        require_contract(LocalLoss(model, family.to(x.device), site), x, index, seed=seed)
+        z = prior_draws(model, x, index, NUM_TRIED, site=site, seed=seed, stage="ais/search/prior")
+        with pyro.validation_enabled(is_validate=False):
+            best = densities(model, x, z, site=site).log_joint.argmax(0)
+        u = Target.of(model, x, site).unconstrain(z)
+        loc, scale = u[best, torch.arange(len(x), device=x.device)], NARROW * u.std(0)
+        return {"rows": free.params_from(dist.Normal(loc, scale).to_event(1))}
+
     with frozen(model), seeded(seed):
-        for index, x in read_chunks(model, data, len(data), NUM_TRIED, "start", device=device_of(model)):
-            require_contract(LocalLoss(model, family.to(x.device), site), x, index, seed=seed)
-            z = prior_draws(model, x, index, NUM_TRIED, site=site, seed=seed, stage="ais/search/prior")
-            with pyro.validation_enabled(is_validate=False):
-                best = densities(model, x, z, site=site).log_joint.argmax(0)
-            u = Target.of(model, x, site).unconstrain(z)
-            loc, scale = u[best, torch.arange(len(x), device=x.device)], NARROW * u.std(0)
-            rows.append(free.params_from(dist.Normal(loc, scale).to_event(1)).cpu())
-    return torch.cat(rows)
+        return over_chunks(work, model, data, NUM_TRIED, "start", device=device_of(model))["rows"]
 
 
-def as_evidence(chunks: Sequence[tuple[Tensor, Tensor]], annealing: Annealing, *, method: str, seed: int) -> Evidence:
-    """The record of each chunk's log weights (C, B) and mean acceptance (B,)."""
-    weighed = weigh(torch.cat([log_w.cpu() for log_w, _ in chunks], dim=1))
+def as_evidence(columns: Mapping[str, Tensor], annealing: Annealing, *, method: str, seed: int) -> Evidence:
+    """The record of log weights "log_w" (N, C) and mean acceptance "acceptance" (N,)."""
+    weighed = weigh(columns["log_w"].T.contiguous())
     return Evidence(
         **weighed._asdict(),
         method=f"{method}, {annealing.num_chains} chains x {annealing.num_temperatures} temperatures "
         "(a lower bound in expectation)",
         bound="lower",
-        acceptance=torch.cat([accept.double().cpu() for _, accept in chunks]),
+        acceptance=columns["acceptance"].double(),
         settings={"annealing": annealing.describe(), "seed": seed},
     )
 

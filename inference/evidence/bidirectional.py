@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import require_count, require_kind
 from inference.densities import latent_prior
-from inference.evidence.annealing import as_evidence, describe_start, near_posterior
+from inference.evidence.annealing import as_evidence, describe_start, near_posterior, require_start
 from inference.evidence.bound import elbo
 from inference.evidence.importance import iwae
-from inference.evidence.path import Annealing, paths
+from inference.evidence.path import Annealing, path_at
 from inference.families import Family, MeanField, on_support
 from inference.guides import Local
 from inference.isolation import device_of, frozen
@@ -78,29 +80,37 @@ def bdmc(
         True
     """
     seed = resolve_seed(seed)
-    num_real = min(require_fixed(data, purpose="bdmc"), num_data)
+    available = require_fixed(data, purpose="bdmc")
+    require_count("num_data", num_data)
+    require_kind("annealing", annealing, Annealing)
+    require_start(start)
     if isinstance(start, Local):
         raise ValueError(
             f"start: expected a family, an amortized guide or None; got {start!r}, whose rows belong to other "
             f"datapoints than those simulated. Pass its family, start={start.family!r}."
         )
+    num_real = min(available, num_data)
     site = site or getattr(start, "site", None) or "z"
     latents, simulated = simulate(model, data, num_data=num_data, site=site, seed=derive_seed(seed, "bdmc"))
     real = fetch(data, torch.arange(num_real))
     guide = _guide(model, simulated, start, site=site, seed=seed)
-    forward, backward = [], []
+    origin = None if start is None else guide
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+        path = path_at(model, index, x, origin, num_data=num_data, site=site, annealing=annealing, seed=seed)
+        plan = path.plan(seed=seed)
+        backward = path.backward(latents[index].to(x.device), plan, seed=seed)
+        inverse = {"inverse log_w": -backward["log_w"], "inverse acceptance": backward["acceptance"]}
+        return {**path.forward(plan, seed=seed), **inverse}
+
     with frozen(model, guide), seeded(seed):
-        device = device_of(model)
-        origin = None if start is None else guide
-        for path in paths(model, simulated, num_data, origin, site=site, annealing=annealing, seed=seed):
-            plan = path.plan(seed=seed)
-            forward.append(path.forward(plan, seed=seed))
-            backward.append(path.backward(latents[path.index].to(device), plan, seed=seed))
+        columns = over_chunks(
+            work, model, simulated, annealing.num_chains, "annealing", device=device_of(model, origin)
+        )
     method = f"AIS from {describe_start(start)}"
-    lower = as_evidence(forward, annealing, method=method, seed=seed)
-    upper = _upper(
-        as_evidence([(-log_w, a) for log_w, a in backward], annealing, method=f"backward {method}", seed=seed)
-    )
+    lower = as_evidence(columns, annealing, method=method, seed=seed)
+    inverse = {name: columns[f"inverse {name}"] for name in ("log_w", "acceptance")}
+    upper = _upper(as_evidence(inverse, annealing, method=f"backward {method}", seed=seed))
     sides = {
         name: _side(model, x, _guide(model, x, start, site=site, seed=seed), site=site, num_draws=num_draws, seed=seed)
         for name, x in (("simulated", simulated), ("real", real))

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
 from inference.densities import guide_distribution
 from inference.given import Given, over_draws
 from inference.isolation import device_of, frozen
 from inference.noise import resolve_seed, seeded
 from inference.results import Evidence
-from inference.scoring import guide_of, pair_means, read_chunks, require_draws, require_sound, score_distribution
+from inference.scoring import guide_of, pair_means, require_draws, require_sound, score_distribution
 from inference.weights import mean_and_se
 
 __all__ = ["elbo"]
@@ -65,16 +67,15 @@ def elbo(
         return over_draws(
             lambda p, q, seed: elbo(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
         )
-    values, errors = [], []
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+        name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
+        require_sound(model, guide, q, x, site=name)
+        draws = score_distribution(model, x, index, q, site=name, num_draws=num_draws, seed=seed)
+        value, se = mean_and_se(pair_means(draws))
+        return {"value": value, "se": se}
+
     with frozen(model, guide), seeded(seed), torch.no_grad():
-        for index, x in read_chunks(model, data, num_data, 64, "ELBO", device=device_of(model, guide)):
-            name, q = guide_distribution(guide_of(guide, index, num_data=num_data), x, site=site)
-            require_sound(model, guide, q, x, site=name)
-            draws = score_distribution(model, x, index, q, site=name, num_draws=num_draws, seed=seed)
-            value, se = mean_and_se(pair_means(draws))
-            values.append(value.cpu())
-            errors.append(se.cpu())
+        columns = over_chunks(work, model, data, 64, "ELBO", device=device_of(model, guide))
     settings = {"num_draws": num_draws, "seed": seed}
-    return Evidence(
-        value=torch.cat(values), se=torch.cat(errors), method="ELBO of the guide", bound="lower", settings=settings
-    )
+    return Evidence(**columns, method="ELBO of the guide", bound="lower", settings=settings)

@@ -20,6 +20,8 @@ from torch.distributions import (
 )
 
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import is_number, require_kind
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import (
     Family,
@@ -38,12 +40,13 @@ from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.progress import track
 from inference.results import Evidence
-from inference.scoring import draws_for, guide_of, read_chunks, require_draws, require_sound
+from inference.resuming import Journal, Resume
+from inference.scoring import draws_for, first_distribution, guide_of, require_draws, require_sound
 from inference.search import Search, best_rows
 from inference.supports import bijection
 from inference.weights import Weighed, weigh
 
-__all__ = ["Defensive", "iwae", "proposal_rows"]
+__all__ = ["Defensive", "iwae", "proposal_family", "proposal_rows"]
 
 # Above this a dense covariance a datapoint costs more than it brings.
 MAX_DENSE_LATENTS = 64
@@ -77,9 +80,9 @@ class Defensive:
 
     def __post_init__(self) -> None:
         """Refuse what is not a proposal."""
-        if not self.widen > 0:
+        if not (is_number(self.widen) and 0 < self.widen < math.inf):
             raise ValueError(f"widen: expected a positive factor; got {self.widen!r}. The default is 1.2.")
-        if not 0 <= self.prior_weight < 1:
+        if not (is_number(self.prior_weight) and 0 <= self.prior_weight < 1):
             raise ValueError(
                 f"prior_weight: expected a share in [0, 1); got {self.prior_weight!r}. The default is 0.05."
             )
@@ -95,6 +98,7 @@ def iwae(
     proposal: Defensive | None = Defensive(),  # noqa: B008 (frozen)
     search: Search = Search(),  # noqa: B008
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Evidence:
     r"""The importance-weighted bound on log p(x), per datapoint: a lower bound in expectation.
@@ -116,6 +120,7 @@ def iwae(
         search: how the search for the proposal runs.
         given: draws (M, *shape) of each latent site outside the data plate: the value bounds log p(x | w), averaged
             over the draws of w, which is not log p(x).
+        resume: where each chunk's results are kept, so that the same call goes on after it was killed.
         seed: of the draws.
 
     Returns:
@@ -139,65 +144,94 @@ def iwae(
     seed = resolve_seed(seed)
     num_data = require_fixed(data, purpose="iwae")
     require_draws(num_draws, least=50)
+    require_kind("search", search, Search)
+    if proposal is not None:
+        require_kind("proposal", proposal, Defensive)
     if given is not None:
         options: dict[str, Any] = {"site": site, "num_draws": num_draws, "proposal": proposal, "search": search}
         return over_draws(
             lambda p, q, seed: iwae(p, q, data, seed=seed, **options), given, data, model, guide, seed=seed
         )
-    columns: list[Weighed] = []
-    made_in = ""
-    with frozen(model, guide), seeded(seed):
-        for index, x in read_chunks(
-            model, data, num_data, search.num_particles, "log p(x)", device=device_of(model, guide)
-        ):
-            part = guide_of(guide, index, num_data=num_data)
-            with torch.no_grad():
-                name, q = guide_distribution(part, x, site=site)
-                require_sound(model, guide, q, x, site=name)
-            if proposal is not None and not (isinstance(guide, Local) and _is_normal(q)):
-                family, rows = proposal_rows(model, x, index, q, site=name, search=search, seed=seed)
-                part = Local(family, rows, name)
-            if isinstance(part, Local):
-                made_in = f" in {part.family!r}"
-            blocks = torch.arange(len(index)).split(BLOCK)
-            for within in track(blocks, len(blocks), "importance sampling", "block"):
-                with torch.no_grad():
-                    _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
-                block = int(index[within[0]]) // BLOCK
-                columns.append(_weigh(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed))
-    weighed = Weighed(*(torch.cat(column, dim=-1).cpu() for column in zip(*columns, strict=True)))
-    method = (
-        f"IWAE, {num_draws} draws from "
-        + (f"a widened q{made_in}" if proposal else "the guide")
-        + " (a lower bound in expectation)"
-    )
     settings = {
         "num_draws": num_draws,
         "proposal": None if proposal is None else asdict(proposal),
         "search": asdict(search),
         "seed": seed,
     }
-    return Evidence(**weighed._asdict(), method=method, bound="lower", settings=settings)
+    device = device_of(model, guide)
+    with frozen(model, guide), seeded(seed):
+        name, q = first_distribution(model, guide, data, site=site, device=device)
+        searched = proposal is not None and not (isinstance(guide, Local) and _is_normal(q))
+        family = proposal_family(q) if searched else guide.family if isinstance(guide, Local) else None
+
+        def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+            part = guide_of(guide, index, num_data=num_data)
+            with torch.no_grad():
+                _, q = guide_distribution(part, x, site=name)
+                require_sound(model, guide, q, x, site=name)
+            if searched and family is not None:
+                rows = proposal_rows(model, x, index, q, family, site=name, search=search, seed=seed)
+                part = Local(family.to(x.device), rows, name)
+            columns: list[Weighed] = []
+            blocks = torch.arange(len(index)).split(BLOCK)
+            for within in track(blocks, len(blocks), "importance sampling", "block"):
+                with torch.no_grad():
+                    _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
+                block = int(index[within[0]]) // BLOCK
+                columns.append(_weigh(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed))
+            # (.., B) to (B, ..)
+            rows_of = zip(Weighed._fields, zip(*columns, strict=True), strict=True)
+            return {field: torch.cat(column, dim=-1).movedim(-1, 0) for field, column in rows_of}
+
+        columns = over_chunks(
+            work,
+            model,
+            data,
+            search.num_particles,
+            "log p(x)",
+            device=device,
+            journal=Journal.of(resume, model, guide, site=name, **settings),
+        )
+    method = (
+        f"IWAE, {num_draws} draws from "
+        + (f"a widened q{'' if family is None else f' in {family!r}'}" if proposal else "the guide")
+        + " (a lower bound in expectation)"
+    )
+    weighed = {field: column.movedim(0, -1).contiguous() for field, column in columns.items()}
+    return Evidence(**weighed, method=method, bound="lower", settings=settings)
 
 
-def proposal_rows(
-    model: Callable[..., Any], x: Tensor, index: Tensor, q: Distribution, *, site: str, search: Search, seed: int
-) -> tuple[Family, Tensor]:
-    """The family that a proposal is made in, and its refined rows, started at q's moments."""
+def proposal_family(q: Distribution) -> Family:
+    """The family that a proposal near q is made in."""
     size = q.event_shape[0]
     family: Family
     if size <= MAX_DENSE_LATENTS:
         family = FullCovariance(size)
     else:
         family = family_of(getattr(q, "unconstrained", q)) if _is_normal(q) else MeanField(size)
-    family = on_support(family, q.support).to(x.device)
+    return on_support(family, q.support)
+
+
+def proposal_rows(
+    model: Callable[..., Any],
+    x: Tensor,
+    index: Tensor,
+    q: Distribution,
+    family: Family,
+    *,
+    site: str,
+    search: Search,
+    seed: int,
+) -> Float[Tensor, "B K"]:
+    """The refined rows of a proposal, started at q's moments."""
+    family = family.to(x.device)
     objective = LocalLoss(model, family, site)
     with torch.no_grad():
         start = family.params_from(q)
     found = best_rows(
         objective, x, index, start, tol=PROPOSAL_TOL, search=search, seed=derive_seed(seed, "proposal"), cold=False
     )
-    return family, found.params
+    return found.params
 
 
 @torch.no_grad()

@@ -13,12 +13,14 @@ from torch.distributions import Transform
 
 from inference import scoring
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
+from inference.counts import require_count
 from inference.densities import densities, latent_prior, require_rowwise
 from inference.given import Given, over_draws
 from inference.isolation import device_of, frozen
 from inference.noise import like, seeded
 from inference.results import Evidence
-from inference.scoring import draws_for, read_chunks
+from inference.scoring import draws_for
 from inference.supports import bijection
 
 __all__ = ["quadrature"]
@@ -66,26 +68,31 @@ def quadrature(
         True
     """
     num_data = require_fixed(data, purpose="quadrature")
+    scoring.require_tol(tol)
+    require_count("max_points", max_points)
     if given is not None:
         options: dict[str, Any] = {"site": site, "tol": tol, "max_points": max_points}
         return over_draws(lambda p, _, __: quadrature(p, data, **options), given, data, model)
-    values = []
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:  # noqa: ARG001
+        prior = latent_prior(model, x, site=site)
+        if prior.event_shape[0] > 2:
+            raise ValueError(
+                f"site '{site}': quadrature needs 1 or 2 latent dimensions; got {prior.event_shape[0]}. Use iwae "
+                "instead."
+            )
+        draws = prior.sample((1000,))
+        densities(model, x, draws[:1], site=site)
+        require_rowwise(model, x[:4], draws[0, :4], site=site)
+        onto = bijection(prior.support)
+        return {"value": _integrate(model, x, draws, onto, site=site, tol=tol, max_points=max_points)}
+
     # Draws only place the first box, so the result does not depend on this seed.
     with frozen(model), seeded(0), torch.no_grad():
-        for _, x in read_chunks(model, data, num_data, scoring.VALUES_AT_ONCE, "quadrature", device=device_of(model)):
-            prior = latent_prior(model, x, site=site)
-            if prior.event_shape[0] > 2:
-                raise ValueError(
-                    f"site '{site}': quadrature needs 1 or 2 latent dimensions; got {prior.event_shape[0]}. Use iwae "
-                    "instead."
-                )
-            draws = prior.sample((1000,))
-            densities(model, x, draws[:1], site=site)
-            require_rowwise(model, x[:4], draws[0, :4], site=site)
-            onto = bijection(prior.support)
-            values.append(_integrate(model, x, draws, onto, site=site, tol=tol, max_points=max_points).cpu())
+        # A block at a time: each has its own box.
+        columns = over_chunks(work, model, data, scoring.VALUES_AT_ONCE, "quadrature", device=device_of(model))
     return Evidence(
-        value=torch.cat(values),
+        value=columns["value"],
         se=torch.zeros(num_data, dtype=torch.float64),
         method="quadrature",
         settings={"tol": tol, "max_points": max_points},

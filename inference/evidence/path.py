@@ -13,19 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from inference.batches import Data
-from inference.counts import require_count
+from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution
 from inference.evidence.schedules import Schedule, SigmoidalSchedule
 from inference.families import from_noise, noise_size
 from inference.hmc import HMC, Energy, Metric, Point, StepSize, noise_dims, transition
-from inference.isolation import device_of
 from inference.mcmc.target import Target, normal_of
 from inference.noise import like, normal_noise
 from inference.progress import track
-from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
+from inference.scoring import guide_of, prior_draws, require_sound
 
-__all__ = ["Annealing", "Path", "Plan", "paths"]
+__all__ = ["Annealing", "Path", "Plan", "path_at"]
 
 # Transitions of the pilot chains: at the first temperature, where the step size comes from nowhere, and at all others
 # together. From the prior at least one at each, since on a short path the next is far from the last; from a start near
@@ -57,6 +55,12 @@ class Annealing:
         """Refuse what cannot run."""
         for name in ("num_temperatures", "num_chains", "num_pilot_chains"):
             require_count(name, getattr(self, name), least=2)
+        require_kind("hmc", self.hmc, HMC)
+        if isinstance(self.schedule, type) or not callable(self.schedule):
+            raise TypeError(
+                f"schedule: expected one such as SigmoidalSchedule(), a function of the number of temperatures; got "
+                f"{self.schedule!r}."
+            )
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for a record."""
@@ -157,18 +161,18 @@ class Path:
         return Plan(betas, torch.stack(step_sizes), metrics)
 
     @torch.no_grad()
-    def forward(self, plan: Plan, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Log weights (C, B) of chains from r to the posterior, and mean acceptance (B,)."""
+    def forward(self, plan: Plan, *, seed: int) -> dict[str, Tensor]:
+        """Log weights "log_w" (B, C) of chains from r to the posterior, and mean "acceptance" (B,)."""
         point = self.energy.point(self.draw_start(self.annealing.num_chains, stage="ais/start", seed=seed))
         log_w, accepted = self._weight(plan, 1, point), []
         for t in self._track(range(1, self.annealing.num_temperatures), "annealing"):
             point, accept = self._step(point, plan, t, stage="ais/forward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t + 1, point)
-        return log_w, torch.stack(accepted).mean(0)
+        return {"log_w": log_w.T, "acceptance": torch.stack(accepted).mean(0)}
 
     @torch.no_grad()
-    def backward(self, z: Float[Tensor, "B D"], plan: Plan, *, seed: int) -> tuple[Tensor, Tensor]:
+    def backward(self, z: Float[Tensor, "B D"], plan: Plan, *, seed: int) -> dict[str, Tensor]:
         """The same log weights of chains from one exact draw z of each posterior back to r, and mean acceptance."""
         free = self.target.unconstrain(z)
         num_temperatures = self.annealing.num_temperatures
@@ -178,7 +182,7 @@ class Path:
             point, accept = self._step(point, plan, t, stage="ais/backward", seed=seed)
             accepted.append(accept.mean(0))
             log_w = log_w + self._weight(plan, t, point)
-        return log_w, torch.stack(accepted).mean(0)
+        return {"log_w": log_w.T, "acceptance": torch.stack(accepted).mean(0)}
 
     def _track(self, temperatures: range, label: str) -> Iterator[int]:
         return track(temperatures, len(temperatures), label, "temperature")
@@ -211,31 +215,28 @@ def _pilot_transitions(num_temperatures: int, *, is_near: bool) -> list[int]:
     return [first] + [(n + 1) * others // rest - n * others // rest for n in range(rest)]
 
 
-def paths(
+@torch.no_grad()
+def path_at(
     model: Callable[..., Any],
-    data: Data,
-    num_data: int,
+    index: Int[Tensor, " B"],
+    x: Float[Tensor, "B P"],
     start: Callable[..., Any] | None,
     *,
+    num_data: int,
     site: str,
     annealing: Annealing,
     seed: int,
-) -> Iterator[Path]:
-    """The paths of all datapoints, chunk by chunk, after a look at whether the program keeps its contract."""
-    for index, x in read_chunks(
-        model, data, num_data, annealing.num_chains, "annealing", device=device_of(model, start)
-    ):
-        q = None
-        with torch.no_grad():
-            target = Target.of(model, x, site)
-            if start is None:
-                z = prior_draws(model, x, index, 1, site=site, seed=seed, stage="ais/contract")
-                target.check(target.unconstrain(z))
-            else:
-                _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
-                require_sound(model, start, q, x, site=site)
-                _require_density(q)
-        yield Path(target, index, q, annealing)
+) -> Path:
+    """The path of a chunk of datapoints, after a look at whether the program keeps its contract."""
+    target = Target.of(model, x, site)
+    if start is None:
+        z = prior_draws(model, x, index, 1, site=site, seed=seed, stage="ais/contract")
+        target.check(target.unconstrain(z))
+        return Path(target, index, None, annealing)
+    _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)
+    require_sound(model, start, q, x, site=site)
+    _require_density(q)
+    return Path(target, index, q, annealing)
 
 
 def _require_density(q: Distribution) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from inference.counts import is_number
 
 __all__ = ["GeometricSchedule", "LinearSchedule", "Schedule", "SigmoidalSchedule"]
 
@@ -48,7 +51,7 @@ class SigmoidalSchedule:
 
     def __post_init__(self) -> None:
         """Refuse what does not increase."""
-        if not self.delta > 0:
+        if not (is_number(self.delta) and 0 < self.delta < math.inf):
             raise ValueError(f"delta: expected a positive number; got {self.delta!r}. Try 4.")
 
     def __call__(self, num_temperatures: int) -> Float[Tensor, " T+1"]:
@@ -69,10 +72,11 @@ class GeometricSchedule:
 
     def __post_init__(self) -> None:
         """Refuse what does not increase."""
-        if not 0 < self.first < 1:
+        if not (is_number(self.first) and 0 < self.first < 1):
             raise ValueError(f"first: expected an inverse temperature in (0, 1); got {self.first!r}. Try 1e-3.")
 
     def __call__(self, num_temperatures: int) -> Float[Tensor, " T+1"]:
         """Inverse temperatures, increasing from 0 to 1."""
-        exponent = torch.linspace(1, 0, num_temperatures, dtype=torch.float64)
+        # From the end backwards: of a single temperature that is 1, and nothing lies between.
+        exponent = torch.linspace(0, 1, num_temperatures, dtype=torch.float64).flip(0)
         return torch.cat([torch.zeros(1, dtype=torch.float64), self.first**exponent])

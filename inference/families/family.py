@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from inference.counts import require_count
+from inference.counts import require_count, require_kind
 from inference.families.moments import loc_and_tril
 from inference.families.raw import raw_of, scale_of
 
@@ -85,13 +85,21 @@ class Family(nn.Module):
         """The distribution at these parameters: batch shape `*B`, event shape (D,).
 
         Raises:
-            ValueError: `params` has not K entries in its last dimension, or the family does not keep its word.
+            TypeError: `params` is no tensor.
+            ValueError: `params` has not K entries in its last dimension or no floating-point ones, or the family does
+                not keep its word.
         """
+        if not isinstance(params, Tensor):
+            raise TypeError(
+                f"{self!r}: expected params to be a tensor (..., {self.num_params}); got {type(params).__name__}."
+            )
         if params.dim() == 0 or params.shape[-1] != self.num_params:
             raise ValueError(
                 f"{self!r}: expected params of shape (..., {self.num_params}); got {tuple(params.shape)}. An encoder "
                 f"for this family ends in family.num_params = {self.num_params} outputs."
             )
+        if not params.is_floating_point():
+            raise ValueError(f"{self!r}: expected floating-point params; got {params.dtype}. Pass params.float().")
         try:
             q = super().__call__(params)
         except (RuntimeError, IndexError) as error:
@@ -191,6 +199,7 @@ class Family(nn.Module):
         return loc_and_tril(q)
 
     def _check_event(self, q: Distribution) -> None:
+        require_kind(f"{self!r}: q", q, Distribution)
         if tuple(q.event_shape) != (self.num_latents,):
             raise ValueError(
                 f"{self!r}: expected a distribution with event shape ({self.num_latents},); got batch shape "

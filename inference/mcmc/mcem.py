@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inference.batches import Data, fetch, require_fixed
 from inference.compiled import worthwhile
-from inference.counts import require_count
+from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
@@ -23,10 +23,12 @@ from inference.isolation import eval_mode, modules_of, private_store, sharing_gu
 from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Objective, Step
+from inference.processes import Shards
 from inference.results import Fit
+from inference.resuming import Resume
 from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
 from inference.table import HeldOut, Table, passes
-from inference.training import Training, blame_site, device_for, optimise, require_valid
+from inference.training import Training, blame_site, device_for, optimise, require_one_shard, require_valid
 
 __all__ = ["fit_mcem"]
 
@@ -52,6 +54,15 @@ class Chains:
         self.energy = Energy(self._terms, model, hmc=hmc, num_transitions=num_transitions)
         self.step_size = u.new_full((u.shape[1],), u.shape[2] ** -0.25)
         self.age = torch.zeros(u.shape[1], dtype=torch.long, device=u.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where they are, and how they move."""
+        return {"u": self.u, "step_size": self.step_size, "age": self.age}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to it."""
+        for name, values in self.state_dict().items():
+            values.copy_(state[name])
 
     def move(self, x: Float[Tensor, "B P"], index: Int[Tensor, " B"], num_steps: int) -> Float[Tensor, "C B E"]:
         """Move the chains at `index` by `num_steps` transitions at the model as it is now; returns their z.
@@ -115,6 +126,7 @@ def fit_mcem(
     validation: Data | None = None,
     validation_family: Family | None = None,
     given: Given | None = None,
+    resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
     r"""Fit a model by Monte Carlo EM, with Markov chains of their own for every datapoint.
@@ -142,6 +154,7 @@ def fit_mcem(
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         validation_family: of those rows; by default mean-field on the prior's support.
         given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
+        resume: where the state is kept, chains included, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
     Returns:
@@ -167,7 +180,9 @@ def fit_mcem(
     num_data = require_fixed(data, purpose="fit_mcem")
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_mcem")
+    require_kind("hmc", hmc, HMC)
     _require_settings(init, training, validation, validation_family, num_chains=num_chains, burn_in=burn_in)
+    require_one_shard(training.sharding(), "Monte Carlo EM")
     site = site or getattr(init, "site", None) or "z"
     if given is not None:
         model, init = one_draw(given, data, model, init, purpose="fit_mcem")
@@ -232,6 +247,17 @@ def fit_mcem(
             blame=lambda x: blame_site(model, lambda x: None, x),  # noqa: ARG005
             label="Monte Carlo EM",
             check=check,
+            resume=resume,
+            seed=seed,
+            identity={"num_chains": num_chains, "burn_in": burn_in, "hmc": asdict(hmc)}
+            | {"validation_family": repr(validation_family), **describe_one(given)},
+            parts={
+                "chains": chains,
+                "steps": gradients,
+                **chains.energy.compiled,
+                **({} if held_out is None else {"held-out": held_out, **held_out.table.objective.compiled}),
+            },
+            tables={} if held_out is None else {"held-out": held_out.table},
         )
     settings = {
         **fit.settings,
@@ -259,6 +285,9 @@ def _require_settings(
 ) -> None:
     require_count("num_chains", num_chains)
     require_count("burn_in", burn_in, least=0)
+    require_kind("training", training, Training)
+    if validation_family is not None:
+        require_kind("validation_family", validation_family, Family)
     if init is not None and not callable(init):
         raise ValueError(
             f"init: expected a guide or None; got {type(init).__name__}. Wrap rows of parameters: Local(family, rows)."
@@ -295,7 +324,7 @@ def _start(
 ) -> Float[Tensor, "C N D"]:
     """Where the chains of all datapoints start, in R^D; refuses a program that breaks the contract."""
     parts = []
-    for index, x in passes(model, data, device=device):
+    for index, x in passes(model, data, Shards(), device=device):
         target = Target.of(model, x, site)
         if guide is None:
             z = prior_draws(model, x, index, num_chains, site=site, seed=seed, stage="fit_mcem/start")
@@ -330,4 +359,5 @@ def _held_out_rows(
     objective = LocalLoss(model, family, site)
     require_contract(objective, x, index, seed=seed)
     rows = family.initial_params(len(data), like=like(x))
-    return Table(objective, rows, lr=training.local_lr, num_particles=training.num_particles)
+    settings: dict[str, Any] = {"lr": training.local_lr, "num_particles": training.num_particles}
+    return Table(objective, rows, num_rows=len(data), shards=Shards(), **settings)

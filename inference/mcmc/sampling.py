@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference.batches import Data, require_fixed
+from inference.chunked import over_chunks
 from inference.convergence import autocorrelated_ess, nested_rhat
-from inference.counts import require_count
+from inference.counts import require_count, require_kind
 from inference.densities import guide_distribution
 from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
@@ -23,7 +24,7 @@ from inference.mcmc.target import Target, normal_of
 from inference.noise import normal_noise, resolve_seed, seeded
 from inference.progress import track
 from inference.results import PosteriorDraws
-from inference.scoring import guide_of, prior_draws, read_chunks, require_sound
+from inference.scoring import guide_of, prior_draws, require_sound
 from inference.weights import mean_and_se
 
 __all__ = ["sample_posterior"]
@@ -116,6 +117,7 @@ def sample_posterior(
     }
     for name, (value, least) in counts.items():
         require_count(name, value, least=least)
+    require_kind("hmc", hmc, HMC)
     if init is not None and not callable(init):
         raise ValueError(
             f"init: expected a guide or None; got {type(init).__name__}. Wrap rows of parameters: Local(family, rows)."
@@ -124,27 +126,28 @@ def sample_posterior(
     if given is not None:
         model, init = one_draw(given, data, model, init, purpose="sample_posterior")
     num_chains = num_superchains * chains_per_superchain
-    parts = []
+
+    def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = Target.of(model, x, site)
+            start = _start(target, init, index, num_superchains, num_data=num_data, seed=seed)
+        with pyro.validation_enabled(is_validate=False):
+            part = _sample(
+                target,
+                start,
+                index,
+                chains_per_superchain,
+                num_warmup=num_warmup,
+                num_draws=num_draws,
+                hmc=hmc,
+                seed=seed,
+            )
+        return part | {name: part[name].movedim(2, 0) for name in ("z", "log_joint")}
+
     with frozen(model, init), seeded(seed):
-        for index, x in read_chunks(model, data, num_data, num_chains, "posterior", device=device_of(model, init)):
-            with torch.no_grad():
-                target = Target.of(model, x, site)
-                start = _start(target, init, index, num_superchains, num_data=num_data, seed=seed)
-            with pyro.validation_enabled(is_validate=False):
-                part = _sample(
-                    target,
-                    start,
-                    index,
-                    chains_per_superchain,
-                    num_warmup=num_warmup,
-                    num_draws=num_draws,
-                    hmc=hmc,
-                    seed=seed,
-                )
-            parts.append({name: column.cpu() for name, column in part.items()})
-    columns = {
-        name: torch.cat([part[name] for part in parts], dim=2 if name in ("z", "log_joint") else 0) for name in parts[0]
-    }
+        columns = over_chunks(work, model, data, num_chains, "posterior", device=device_of(model, init))
+    # (N, C, S, ...) to (C, S, N, ...)
+    columns |= {name: columns[name].movedim(0, 2) for name in ("z", "log_joint")}
     settings = {
         "site": site,
         **{name: value for name, (value, _) in counts.items()},

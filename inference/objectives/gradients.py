@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,10 +60,13 @@ class Gradients:
         self.leaves = list(leaves)
         settings = {"compile": compile, "precision": precision}
         self._true = Compiled(self._step, *programs, name="the training step", **settings)  # type: ignore[arg-type]
+        # Whether a run that this one goes on from was on one core by now.
+        self._was_on_one_core = False
         self._weighted = Compiled(self._weighted_step, *programs, name="the KL warm-up", **settings)  # type: ignore[arg-type]
 
     def __call__(self, *args: Tensor) -> Step:
         """The step at this minibatch."""
+        self._was_on_one_core = False
         if self.objective.is_true:
             loss, elbo, *grads = self._true(*args)
         else:
@@ -80,7 +83,21 @@ class Gradients:
     @property
     def fits_one_core(self) -> bool:
         """Whether a step is so little work that a second core would cost more than it saves."""
-        return self._now.fits_one_core
+        return self._was_on_one_core or self._now.fits_one_core
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is compiled, and whether steps run on one core."""
+        return {
+            "true": self._true.state_dict(),
+            "weighted": self._weighted.state_dict(),
+            "one core": self.fits_one_core,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._true.load_state_dict(state["true"])
+        self._weighted.load_state_dict(state["weighted"])
+        self._was_on_one_core = state["one core"]
 
     @property
     def _now(self) -> Compiled:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from inference.counts import is_number
 from inference.families import from_noise
 from inference.objectives.loss import Joint, Loss, along_path, surrogate
 
@@ -124,7 +125,7 @@ class Renyi(Loss):
     def __post_init__(self) -> None:
         """Refuse what is no bound."""
         super().__post_init__()
-        if self.alpha == 1 or not math.isfinite(self.alpha):
+        if not is_number(self.alpha) or self.alpha == 1 or not math.isfinite(self.alpha):
             raise ValueError(
                 f"Renyi: alpha: expected a finite number other than 1; got {self.alpha!r}. At 1 it is PathwiseELBO."
             )

@@ -107,7 +107,7 @@ class Loss:
         Args:
             log_w: log weights log p(x, z) - log q(z), k independent draws for each of G values, nats.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"loss: expected one with a bound, such as IWAE(8); {type(self).__name__} has none.")
 
     def mean(self, log_w: Float[Tensor, "G*k B"]) -> Float[Tensor, " B"]:
         """The mean of the bound's values, k draws in a row for each."""

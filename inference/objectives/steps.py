@@ -14,6 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from inference.compiled import Compiled, NotTraceable, Precision, tracing
+from inference.counts import require_kind
 from inference.densities import densities, guide_distribution
 from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
@@ -194,6 +195,7 @@ class LocalLoss(Objective):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        require_kind("family", family, Family, hint="Pass MeanField(D), for example.")
         if loss is None:
             loss = StickingTheLanding() if family.has_log_prob else PathwiseELBO()
         if not isinstance(loss, Loss):
@@ -211,13 +213,20 @@ class LocalLoss(Objective):
         self.site = site
         self.loss = loss
         programs = (model, family)
-        gradient = {"name": "the gradient of the E-step", "compile": compile, "precision": precision}
-        self._gradient = Compiled(self._row_gradient, *programs, **gradient)  # type: ignore[arg-type]
-        self._weighted_gradient = Compiled(self._weighted_row_gradient, *programs, **gradient)  # type: ignore[arg-type]
+        gradient: Any = {"compile": compile, "precision": precision}
+        self._gradient = Compiled(self._row_gradient, *programs, name="the gradient of the E-step", **gradient)  # type: ignore[arg-type]
+        self._weighted_gradient = Compiled(
+            self._weighted_row_gradient, *programs, name="the gradient of the E-step under warm-up", **gradient
+        )  # type: ignore[arg-type]
         # A search looks at them in many shapes, few times in each.
         self._log_weights = Compiled(
             self._eager_log_weights, *programs, name="the log weights", compile=compile, at_once=False
         )
+
+    @property
+    def compiled(self) -> dict[str, Compiled]:
+        """What runs as compiled code, by name."""
+        return {part.name: part for part in (self._gradient, self._weighted_gradient, self._log_weights)}
 
     def forward(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]

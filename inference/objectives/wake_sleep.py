@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from inference.counts import is_number
 from inference.densities import guide_distribution
 from inference.families import from_noise
 from inference.objectives.importance import IWAE
@@ -56,7 +57,7 @@ class WakeSleep(IWAE):
     def __post_init__(self) -> None:
         """Refuse what is no share."""
         super().__post_init__()
-        if not 0 <= self.insomnia <= 1:
+        if not (is_number(self.insomnia) and 0 <= self.insomnia <= 1):
             raise ValueError(f"WakeSleep: insomnia: expected a number from 0 to 1; got {self.insomnia!r}.")
 
     def __call__(

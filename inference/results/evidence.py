@@ -46,6 +46,17 @@ class Evidence:
     halves_se: Float[Tensor, "2 N"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse an error that belongs to other values: their means would be taken over different datapoints."""
+        if not isinstance(self.value, Tensor) or not isinstance(self.se, Tensor):
+            came = next(type(given).__name__ for given in (self.value, self.se) if not isinstance(given, Tensor))
+            raise TypeError(f"Evidence: expected value and se as tensors (N,); got {came}. Try torch.as_tensor.")
+        if self.value.dim() != 1 or self.se.shape != self.value.shape:
+            raise ValueError(
+                f"Evidence: expected value and se of one shape (N,); got {tuple(self.value.shape)} and "
+                f"{tuple(self.se.shape)}."
+            )
+
     def __repr__(self) -> str:
         """One line."""
         return one_line(

@@ -1,7 +1,9 @@
 """How an engine trains: the settings record, the optimisers and schedules it can name, and the one loop."""
 
-from inference.training.loop import blame_site, optimise, require_valid
-from inference.training.settings import LoopState, Training, device_for
+from inference.training.blame import blame_site, require_valid
+from inference.training.loop import optimise
+from inference.training.minibatches import require_one_shard
+from inference.training.settings import LoopState, Training, device_for, resolve_device
 from inference.training.steps import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase
 
 __all__ = [
@@ -16,5 +18,7 @@ __all__ = [
     "blame_site",
     "device_for",
     "optimise",
+    "require_one_shard",
     "require_valid",
+    "resolve_device",
 ]

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from inference.batches import Data, fetch
 from inference.compiled import one_core, undisturbed
-from inference.isolation import eval_mode
-from inference.noise import own_random_state
 from inference.objectives import Gradients, Objective, Step
 from inference.progress import progress_bar
 from inference.results import Fit
+from inference.resuming import Resume, Sharded, Signals, Snapshots, Stateful, data_digest, stop_signals
 from inference.scoring import require_finite
+from inference.training.blame import blame_leaf
+from inference.training.minibatches import Pass, Plan, require_shardable, start_alike
+from inference.training.saving import Best, Saver
 from inference.training.settings import LoopState, Training
 from inference.training.steps import FusedAdam
+
+# Steps between looks at the loss on a GPU; parameters are looked at after each epoch anyway.
+LOOK_EVERY = 50
 
 
 class Visit(Protocol):
@@ -52,14 +56,19 @@ def optimise(
     held_out: Callable[[], float] | None,
     blame: Callable[[Tensor], str | None],
     label: str,
+    seed: int,
     steps: Gradients | None = None,
     check: Callable[[Tensor, Tensor], None] = require_finite,
+    resume: Resume | None = None,
+    identity: Mapping[str, Any] = MappingProxyType({}),
+    parts: Mapping[str, Stateful] = MappingProxyType({}),
+    tables: Mapping[str, Sharded] = MappingProxyType({}),
 ) -> Fit:
     """Run the loop: visit minibatches, step, measure, stop.
 
     Args:
         objective: what is minimised; the loop sets its KL weight.
-        visit: one minibatch's work.
+        visit: one minibatch's work, or that of one shard of it.
         leaves: what is trained, by name.
         data: training data.
         training: settings.
@@ -68,68 +77,93 @@ def optimise(
         held_out: measures the held-out ELBO, or None.
         blame: says which site or parameter of this minibatch is not finite.
         label: shown in the progress bar.
+        seed: of the run; where minibatches come in shards, each visit draws from a generator of its own.
         steps: what visits consist of, where they do nothing else.
         check: refuses unfit rows of x, given with their indices; called once for every datapoint.
+        resume: where the loop's state is kept, and gone on from.
+        identity: what of the engine's settings has to be the same for that.
+        parts: what the engine changes besides its parameters, by name.
+        tables: what it keeps of every datapoint, by name.
 
     Raises:
+        ValueError: what `resume` holds is the state of another run, or the program cannot be divided.
+        Stopped: a signal came, and the state has been saved.
         FloatingPointError: a value became NaN or infinite; the message names the site.
     """
-    began = time.perf_counter()
     if training.patience is not None and held_out is None:
         raise ValueError(
             "patience: early stopping needs held-out data; got validation=None. Pass validation=data.validation."
         )
+    shards = training.sharding()
+    require_shardable(shards, keep, list(leaves))
     optimizer = training.optimizer(leaves.values())
     initial_lr = optimizer.param_groups[0]["lr"]
     schedule = training.schedule(optimizer, training.num_steps(len(data)))
     state = LoopState(leaves=leaves, optimizer=optimizer)
-    best = _Best(leaves, keep)
+    best = Best(leaves, keep)
+    start_alike(best.tensors)
+    snapshots = None
+    if resume is not None:
+        settings = {**training.describe(), "shards": shards.count}
+        identity = {"engine": label, **identity, "seed": seed, "training": settings, "data": data_digest(data)}
+        # Not by name: the names of modules are given in the order in which they are made.
+        identity |= {"parameters": [list(leaf.shape) for leaf in leaves.values()]}
+        snapshots = Snapshots(resume, identity, shards)
+        parts = {**parts, **_remembering(training), **({} if steps is None else {"steps": steps})}
+    plan = Plan(len(data), training.batch_size, shards, seed)
+    saver = Saver(snapshots, state, schedule, best, parts, tables, plan)
+    loop = _Loop(
+        objective=objective,
+        visit=visit,
+        data=data,
+        training=training,
+        device=device,
+        blame=blame,
+        check=check,
+        steps=steps,
+        state=state,
+        schedule=schedule,
+        initial_lr=initial_lr,
+        saver=saver,
+        plan=plan,
+    )
+    within = saver.load()
     validate = pyro.settings.get("validate_distributions_pyro")
 
     with (
         progress_bar(training.num_steps(len(data)), label, "step") as bar,
         warnings.catch_warnings(),
+        stop_signals(wait=resume is not None) as signals,
     ):
+        bar.initial = bar.n = state.step
         # Pyro warns of what the loop reports as an error, with the site's name.
         warnings.filterwarnings("ignore", "Encountered (NaN|inf)", UserWarning)
         while state.epoch < training.epochs and state.stop is None:
-            before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
+            if within is None:
+                before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
+                within = Pass(loop.plan.orders(state.epoch), before)
             # The first pass checks shapes and supports; after that the checks cost time and find nothing new.
             with pyro.validation_enabled(is_validate=validate and state.epoch == 0):
-                with ExitStack() as stack:
-                    if steps is not None and _runs_no_others(state, data):
-                        stack.enter_context(undisturbed())
-                    elbo = _epoch(
-                        objective,
-                        visit,
-                        state,
-                        schedule,
-                        data,
-                        training,
-                        initial_lr,
-                        device=device,
-                        blame=blame,
-                        check=check,
-                        bar=bar,
-                        steps=steps,
-                        stack=stack,
-                    )
-                state.elbo.append(elbo)
+                state.elbo.append(loop.epoch(within, bar, signals))
                 state.epoch += 1
                 if held_out is not None:
                     state.elbo_validation.append(held_out())
-            _require_finite_state(state, held_out)
+            _require_finite_state(state, held_out, saver)
             if training.patience is not None and state.epoch > training.warm_up:
                 best.update(state.elbo_validation[-1], state.epoch - 1)
                 if state.epoch - 1 - best.epoch >= training.patience:
                     state.stop = f"held-out ELBO has not improved for {training.patience} epochs"
-            state.stop = state.stop or _converged(state, before, training)
+            state.stop = state.stop or _converged(state, within.before, training)
             for callback in training.callbacks:
                 callback(state)
+            within = None
+            saver.between(None, signals.came)
+        # Whoever makes the same call again finds it done.
+        saver.save(None)
     return Fit(
         elbo=torch.tensor(state.elbo, dtype=torch.float64),
         elbo_validation=torch.tensor(state.elbo_validation, dtype=torch.float64) if held_out is not None else None,
-        seconds=time.perf_counter() - began,
+        seconds=saver.elapsed,
         num_steps=state.step,
         stopped_because=state.stop or f"the budget of {training.epochs} epochs ended",
         best_epoch=best.restore(),
@@ -137,132 +171,128 @@ def optimise(
     )
 
 
-def _epoch(
-    objective: Objective,
-    visit: Visit,
-    state: LoopState,
-    schedule: LRScheduler,
-    data: Data,
-    training: Training,
-    initial_lr: float,
-    *,
-    device: torch.device,
-    blame: Callable[[Tensor], str | None],
-    check: Callable[[Tensor, Tensor], None],
-    bar: tqdm,
-    steps: Gradients | None,
-    stack: ExitStack,
-) -> float:
-    """One pass over the data in random order; the mean of the true ELBOs."""
-    elbos: list[Tensor] = []
-    leaves = list(state.leaves.values())
-    optimizer = state.optimizer
-    batches = torch.randperm(len(data)).split(training.batch_size)
-    for index in batches:
-        if steps is not None and steps.fits_one_core:
-            stack.enter_context(one_core())
-            steps = None
-        if training.warm_up:
-            objective.kl_weight = min(1.0, max(state.step / (training.warm_up * len(batches)), 1e-8))
-        x = fetch(data, index, device=device)
+@dataclass(kw_only=True)
+class _Loop:
+    """What every step needs."""
+
+    objective: Objective
+    visit: Visit
+    data: Data
+    training: Training
+    device: torch.device
+    blame: Callable[[Tensor], str | None]
+    check: Callable[[Tensor, Tensor], None]
+    steps: Gradients | None
+    state: LoopState
+    schedule: LRScheduler
+    initial_lr: float
+    saver: Saver
+    plan: Plan
+
+    def epoch(self, within: Pass, bar: tqdm, signals: Signals) -> float:
+        """One pass over the data in random order, or what is left of it; the mean of the true ELBOs."""
+        state, elbos, num_steps = self.state, within.elbos, self.plan.num_steps
+        leaves = list(state.leaves.values())
+        steps = self.steps
+        with ExitStack() as stack:
+            if steps is not None and self._runs_no_others():
+                stack.enter_context(undisturbed())
+            for position in range(len(elbos), num_steps):
+                if steps is not None and steps.fits_one_core:
+                    stack.enter_context(one_core())
+                    steps = None
+                if self.training.warm_up:
+                    self.objective.kl_weight = min(1.0, max(state.step / (self.training.warm_up * num_steps), 1e-8))
+                visits = []
+                for shard, index in self.plan.pieces(within.orders, position):
+                    with self.plan.drawing(state.step, shard):
+                        visits.append((len(index), self._visit(index)))
+                _, elbo, grads = self.plan.together(visits, self.plan.size(position), leaves)
+                del visits
+                self._descend(leaves, grads)
+                del grads  # Their memory serves the next ones then, and stays in the caches.
+                self.schedule.step()
+                state.step += 1
+                # A tensor of one number that outlives its step keeps the system from using the room beside it again:
+                # a hundred kilobytes a step.
+                elbos.append(float(elbo) if elbo.device.type == "cpu" else elbo)
+                if not bar.disable and state.step % 20 == 0:
+                    bar.set_postfix_str(f"ELBO {float(elbo):.2f}", refresh=False)
+                bar.update()
+                self.saver.between(within, signals.came)
+        sizes = torch.tensor([self.plan.size(i) for i in range(num_steps)], dtype=torch.float64, device=self.device)
+        means = torch.stack([torch.as_tensor(elbo, dtype=torch.float64, device=self.device) for elbo in elbos])
+        return float(means @ sizes) / len(self.data)
+
+    def _visit(self, index: Tensor) -> Step:
+        """What the datapoints at `index` give; what is not finite is an error that says where."""
+        state = self.state
+        x = fetch(self.data, index, device=self.device)
         if state.epoch == 0:
-            check(x, index)
+            self.check(x, index)
         random_state = torch.get_rng_state()
         refused: ValueError | None = None
         try:
-            loss, elbo, grads = visit(x, index, optimizer.param_groups[0]["lr"] / initial_lr)
+            found = self.visit(x, index, state.optimizer.param_groups[0]["lr"] / self.initial_lr)
         except ValueError as error:
             # Under validation a distribution refuses NaN before any loss exists; where all is finite, the error is
             # another.
             refused = error
-        if refused is not None or not math.isfinite(loss):
-            torch.set_rng_state(random_state)
-            culprit = _blame_leaf(state.leaves) or blame(x)
-            # Data outside a support have no density either: what refused them says it better than their log density.
-            outside = str(culprit).startswith("the log density") and "Expected parameter" not in str(refused)
-            if refused is not None and (culprit is None or outside):
-                raise refused
-            raise FloatingPointError(_not_finite(state, culprit or "the loss")) from refused
+        if refused is None and (not self._looks() or math.isfinite(found.loss)):
+            return found
+        torch.set_rng_state(random_state)
+        culprit = blame_leaf(state.leaves) or self.blame(x)
+        # Data outside a support have no density either: what refused them says it better than their log density.
+        outside = str(culprit).startswith("the log density") and "Expected parameter" not in str(refused)
+        if refused is not None and (culprit is None or outside):
+            raise refused
+        raise FloatingPointError(_not_finite(state, culprit or "the loss", self.saver)) from refused
+
+    def _looks(self) -> bool:
+        """Whether this step's loss is looked at: on a GPU it would be waited for."""
+        return self.device.type == "cpu" or self.state.step % LOOK_EVERY == 0
+
+    def _descend(self, leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        optimizer = self.state.optimizer
         if isinstance(optimizer, FusedAdam):
             optimizer.descend(grads)
-        else:
-            for leaf, grad in zip(leaves, grads, strict=True):
-                leaf.grad = grad
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        del grads  # Their memory serves the next ones then, and stays in the caches.
-        schedule.step()
-        state.step += 1
-        elbos.append(elbo)
-        if not bar.disable and state.step % 20 == 0:
-            bar.set_postfix_str(f"ELBO {float(elbo):.2f}", refresh=False)
-        bar.update()
-    sizes = torch.tensor([len(index) for index in batches], dtype=torch.float64, device=device)
-    return float(torch.stack(elbos).double() @ sizes) / len(data)
+            return
+        for leaf, grad in zip(leaves, grads, strict=True):
+            leaf.grad = grad
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _runs_no_others(self) -> bool:
+        """Whether an epoch runs no code that is the user's own, but for what may be compiled."""
+        optimizer = self.state.optimizer
+        return (
+            self.state.epoch > 0
+            and type(self.data) is Tensor
+            and isinstance(optimizer, FusedAdam)
+            and not optimizer.hooks
+        )
 
 
-def _runs_no_others(state: LoopState, data: Data) -> bool:
-    """Whether an epoch runs no code that is the user's own, but for what may be compiled."""
-    return (
-        state.epoch > 0
-        and type(data) is Tensor
-        and isinstance(state.optimizer, FusedAdam)
-        and not state.optimizer.hooks
-    )
-
-
-def _require_finite_state(state: LoopState, held_out: object) -> None:
+def _require_finite_state(state: LoopState, held_out: object, saver: Saver) -> None:
     """The last step of an epoch may have broken what no later loss would show."""
-    culprit = _blame_leaf(state.leaves)
+    culprit = blame_leaf(state.leaves)
     if culprit is None and held_out is not None and not math.isfinite(state.elbo_validation[-1]):
         culprit = "the held-out ELBO"
     if culprit is not None:
-        raise FloatingPointError(_not_finite(state, culprit))
+        raise FloatingPointError(_not_finite(state, culprit, saver))
 
 
-def _not_finite(state: LoopState, culprit: str) -> str:
+def _not_finite(state: LoopState, culprit: str, saver: Saver) -> str:
     return (
         f"step {state.step}: {culprit} is not finite. Try a smaller step size or a KL warm-up, and look for NaN in "
-        "the data and "
-        "for scales far from 1."
+        f"the data and for scales far from 1.{saver.where()}"
     )
 
 
-def _blame_leaf(leaves: Mapping[str, Tensor]) -> str | None:
-    for name, leaf in leaves.items():
-        if not bool(leaf.isfinite().all()):
-            return f"parameter '{name}'"
-    return None
-
-
-def blame_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> str | None:
-    """Which site of this minibatch is the first whose value or log density is not finite."""
-    with torch.no_grad(), pyro.validation_enabled(is_validate=False):
-        guide_trace = poutine.trace(guide).get_trace(x)
-        culprit = _blame_trace(guide_trace)
-        return culprit or _blame_trace(poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x))
-
-
-@torch.no_grad()
-def require_valid(model: Callable[..., Any], x: Tensor) -> None:
-    """Let Pyro refuse data outside a support, where its validation is on: compiled code does not look.
-
-    Raises:
-        ValueError: Pyro's, of the distribution that refuses.
-    """
-    if dist.is_validation_enabled():
-        with eval_mode(model), own_random_state():
-            poutine.trace(model).get_trace(x).compute_log_prob(lambda name, site: site["is_observed"])  # noqa: ARG005
-
-
-def _blame_trace(trace: Any) -> str | None:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample":
-            if not bool(site["value"].isfinite().all()):
-                return f"the value of site '{name}'"
-            if not bool(site["fn"].log_prob(site["value"]).isfinite().all()):
-                return f"the log density of site '{name}'"
-    return None
+def _remembering(training: Training) -> dict[str, Stateful]:
+    """The callbacks that remember something, by their place."""
+    callbacks: Sequence[Any] = training.callbacks
+    return {f"callback {i}": part for i, part in enumerate(callbacks) if isinstance(part, Stateful)}
 
 
 def _converged(state: LoopState, before: list[Tensor], training: Training) -> str | None:
@@ -280,27 +310,3 @@ def _converged(state: LoopState, before: list[Tensor], training: Training) -> st
         if change < training.tol_params:
             return f"the parameters converged: none changed by more than {change:.2g} of its norm"
     return None
-
-
-class _Best:
-    """The parameters and buffers of the best epoch so far."""
-
-    def __init__(self, leaves: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
-        buffers = (buffer for module in modules for buffer in module.buffers())
-        self._tensors = [*leaves.values(), *buffers]
-        self._saved: list[Tensor] = []
-        self.elbo = -math.inf
-        self.epoch = 0
-
-    def update(self, elbo: float, epoch: int) -> None:
-        if elbo > self.elbo or not self._saved:
-            self.elbo, self.epoch = elbo, epoch
-            self._saved = [tensor.detach().clone() for tensor in self._tensors]
-
-    @torch.no_grad()
-    def restore(self) -> int | None:
-        if not self._saved:
-            return None
-        for tensor, saved in zip(self._tensors, self._saved, strict=True):
-            tensor.copy_(saved)
-        return self.epoch

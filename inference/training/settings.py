@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.compiled import Compile, Precision, require_precision, worthwhile
-from inference.counts import require_count
-from inference.isolation import device_of
+from inference.counts import is_number, require_count, require_kind
+from inference.isolation import device_of, modules_of
+from inference.processes import Shards, num_processes
 from inference.training.steps import Adam, Constant, OptimizerFactory, ScheduleFactory
 
 
@@ -66,11 +67,15 @@ class Training:
         num_particles: draws a datapoint for the gradients of variational EM, in antithetic pairs; with a loss that is
             made of k draws, k times as many.
         callbacks: called with the loop's state after each epoch; setting `state.stop` to a phrase ends the run.
-        device: where minibatches go; by default where the model is.
+        device: where the model is and minibatches go: "cpu", "cuda", or "auto", the GPU where there is one. None: where
+            the model is.
         compile: run steps as compiled code, which gives the same numbers: True, False, or "auto", where the run is long
             enough to win back the seconds that compiling takes. What cannot be compiled runs as it is, and says why.
         precision: of matrix products in training steps, "float32" (that of the parameters) or "bfloat16", faster where
             the hardware has it; what is measured is measured at full precision.
+        shards: k, parts that every minibatch and the datapoints are divided into; a multiple of the number of
+            processes, which visit k / K of them each. The numbers depend on k and not on K, but for rounding. None: one
+            for each process.
     """
 
     epochs: int = 100
@@ -88,9 +93,12 @@ class Training:
     device: str | None = None
     compile: Compile = "auto"
     precision: Precision = "float32"
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot run."""
+        if self.shards is not None:
+            require_count("shards", self.shards)
         for name in ("epochs", "batch_size", "local_steps", "num_particles"):
             require_count(name, getattr(self, name))
         require_count("warm_up", self.warm_up, least=0)
@@ -102,18 +110,24 @@ class Training:
             raise ValueError(
                 f"num_particles: expected an even number (antithetic pairs); got {self.num_particles}. Try 2."
             )
-        if not self.local_lr > 0:
+        if not (is_number(self.local_lr) and self.local_lr > 0):
             raise ValueError(f"local_lr: expected a positive step size; got {self.local_lr!r}. Try 0.1.")
         lr = getattr(self.optimizer, "lr", 1.0)
-        if not lr > 0:
+        if not (is_number(lr) and lr > 0):
             raise ValueError(f"lr: expected a positive step size; got {lr!r}. Try 1e-3.")
         for name in ("tol_elbo", "tol_params"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 (never) or a positive number; got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not (is_number(value) and value >= 0):
+                raise ValueError(f"{name}: expected 0 (never) or a positive number; got {value!r}.")
+        _require_callables(self)
 
     def num_steps(self, num_data: int) -> int:
         """Optimiser steps of the whole run, where nothing ends it before."""
         return self.epochs * -(-num_data // self.batch_size)
+
+    def sharding(self) -> Shards:
+        """How datapoints are divided, and which are this process's."""
+        return Shards(self.shards or num_processes())
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for a record."""
@@ -122,6 +136,17 @@ class Training:
             for entry in dataclasses.fields(self)
             if entry.name != "callbacks"
         }
+
+
+def _require_callables(training: Training) -> None:
+    for name, example in (("optimizer", "Adam(lr=1e-3)"), ("schedule", "Constant()")):
+        value = getattr(training, name)
+        if not callable(value) or (isinstance(value, type) and dataclasses.is_dataclass(value)):
+            came = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+            raise TypeError(f"{name}: expected what makes one, such as {example}; got {came}.")
+    callbacks = training.callbacks
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks: expected a list of functions of the loop's state; got {callbacks!r}. Try [f].")
 
 
 def _plain(value: object) -> object:
@@ -133,21 +158,56 @@ def _plain(value: object) -> object:
 def device_for(training: Training, *programs: Callable[..., Any] | None) -> torch.device:
     """Where minibatches go: the device asked for, else that of the programs.
 
+    Every engine asks here first, so `training` itself is looked at too.
+
     Args:
         training: settings.
         programs: models and guides; None is passed over.
 
     Raises:
-        ValueError: this machine has no such device.
+        TypeError: `training` is something else.
+        ValueError: this machine has no such device, or the programs are on another.
     """
+    require_kind("training", training, Training)
+    here = device_of(*programs)
     if training.device is None:
-        return device_of(*programs)
+        return here
+    device = resolve_device(training.device)
+    # Bare `pyro.param` sites are made where the program says.
+    placed = any(True for module in modules_of(*programs) for _ in module.parameters())
+    if placed and device.type != here.type:
+        raise ValueError(
+            f"device: expected {here.type!r}, where the model is; got {training.device!r}. Move the model first, "
+            f"model.to({device.type!r}), or leave it out."
+        )
+    return here if placed else device
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", ..., or "auto": the GPU where there is one, this process's where there are
+            several processes, else the CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=training.device).device
+        device = torch.empty(0, device=name).device
     # Torch says the same in several types.
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"device: expected one that this machine has, such as 'cpu'; got {training.device!r} ({reason}). Leave it "
-            "out to stay where the model is."
+            f"device: expected one that this machine has, such as 'cpu'; got {name!r} ({reason}). Leave it out to stay "
+            "where the model is."
         ) from error
+    if device.type == "meta":
+        raise ValueError("device: expected one that holds values, such as 'cpu'; got 'meta', which holds none.")
+    return device

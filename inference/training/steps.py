@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from inference.counts import require_count
+from inference.counts import is_number, require_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,13 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse what divides by zero."""
-        if not self.eps > 0:
+        """Refuse what divides by zero, and what does not decay."""
+        if not (is_number(self.eps) and self.eps > 0):
             raise ValueError(f"eps: expected a positive number; got {self.eps!r}. The default is 1e-8.")
+        _require_lr(self.lr)
+        betas = self.betas
+        if not isinstance(betas, Sequence) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1); got {betas!r}. The default is (0.9, 0.999).")
 
     def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
         """The optimiser over these parameters."""
@@ -125,6 +130,12 @@ class SGD:
     lr: float = 1e-3
     momentum: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what does not descend."""
+        _require_lr(self.lr)
+        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
+            raise ValueError(f"momentum: expected a number in [0, 1); got {self.momentum!r}. The default is 0.")
+
     def __call__(self, leaves: Iterable[Tensor]) -> Optimizer:
         """The optimiser over these parameters."""
         return torch.optim.SGD(list(leaves), lr=self.lr, momentum=self.momentum)
@@ -167,12 +178,12 @@ class RobbinsMonro:
 
     def __post_init__(self) -> None:
         """Refuse exponents under which the schedule does not converge."""
-        if not 0.5 < self.exponent <= 1:
+        if not (is_number(self.exponent) and 0.5 < self.exponent <= 1):
             raise ValueError(
-                f"exponent: expected a number in (0.5, 1], so that the steps converge; got {self.exponent}. Try 0.6."
+                f"exponent: expected a number in (0.5, 1], so that the steps converge; got {self.exponent!r}. Try 0.6."
             )
-        if not self.delay > 0:
-            raise ValueError(f"delay: expected a positive number of steps; got {self.delay}. Try 1000.")
+        if not (is_number(self.delay) and self.delay > 0):
+            raise ValueError(f"delay: expected a positive number of steps; got {self.delay!r}. Try 1000.")
 
     def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:  # noqa: ARG002
         """The schedule of this optimiser."""
@@ -216,7 +227,7 @@ class Staircase:
         """Refuse what is no staircase."""
         for name in ("num_stages", "growth"):
             require_count(name, getattr(self, name))
-        if not 0 < self.factor <= 1:
+        if not (is_number(self.factor) and 0 < self.factor <= 1):
             raise ValueError(f"factor: expected a number in (0, 1]; got {self.factor!r}. Try 10 ** (-1 / 7).")
 
     def __call__(self, optimizer: Optimizer, num_steps: int) -> LRScheduler:
@@ -224,6 +235,11 @@ class Staircase:
         shares = list(accumulate(self.growth**stage for stage in range(self.num_stages)))
         ends = [share * num_steps / shares[-1] for share in shares[:-1]]
         return LambdaLR(optimizer, lambda step: self.factor ** bisect_right(ends, step))
+
+
+def _require_lr(lr: object) -> None:
+    if not (is_number(lr) and 0 < lr < math.inf):
+        raise ValueError(f"lr: expected a positive step size; got {lr!r}. Try 1e-3.")
 
 
 class OptimizerFactory(Protocol):

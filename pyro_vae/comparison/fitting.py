@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import Adam, Cosine, Evidence, MeanField, Training, fit_svi, iwae
+from inference.counts import require_kind
 from inference.noise import derive_seed, resolve_seed, seeded
 from pyro_vae.autoencoder import PCA, Autoencoder
 from pyro_vae.comparison.records import EXACT, Compared, Comparison
@@ -61,6 +62,7 @@ def compare(
         ValueError: D is too large, `num_data` is not positive, or the data hold missing values or no variance.
     """
     seed = resolve_seed(seed)
+    require_kind("dataset", dataset, Dataset, hint="Pass load(...).")
     size = check_size("compare", "num_latents", num_latents)
     if size >= dataset.num_values:
         raise ValueError(f"num_latents: expected fewer than the {dataset.num_values} data values; got {size}.")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference import Evidence
+from inference.counts import require_kind
 from inference.results import summarise
 
 __all__ = ["EXACT", "Compared", "Comparison", "Scored", "paired_difference"]
@@ -65,6 +66,8 @@ def paired_difference(a: Scored, b: Scored) -> dict[str, float]:
         >>> paired_difference(scored("a", torch.tensor([1.0, 3.0])), scored("b", torch.tensor([0.0, 0.0])))
         {'mean': 2.0, 'se': 1.0, 'mc_se': 0.0}
     """
+    for name, scored in (("a", a), ("b", b)):
+        require_kind(name, scored, Scored, hint="A comparison makes it: comparison.scored(name).")
     names = f"{a.name!r} and {b.name!r}"
     if a.base_measure != b.base_measure:
         raise ValueError(

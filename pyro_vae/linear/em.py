@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference.batches import require_numbers
+from inference.counts import is_number, require_kind
 from inference.progress import track
 from pyro_vae.networks import check_size
 
@@ -181,7 +183,7 @@ def check_em(owner: str, noise: str, floor: float, tol: float, max_steps: int) -
     if noise not in get_args(Noise):
         raise ValueError(f"noise: expected one of {', '.join(get_args(Noise))}; got {noise!r}.")
     for name, value in (("floor", floor), ("tol", tol)):
-        if not value > 0:
+        if not (is_number(value) and value > 0):
             raise ValueError(f"{name}: expected a positive number; got {value!r}.")
     check_size(owner, "max_steps", max_steps)
 
@@ -189,6 +191,8 @@ def check_em(owner: str, noise: str, floor: float, tol: float, max_steps: int) -
 def check_data(x: Tensor, num_latents: int, *, missing: bool = False) -> tuple[Tensor, int]:
     """The data in double precision, and the checked latent size."""
     size = check_size("LinearGaussian", "num_latents", num_latents)
+    require_kind("x", x, Tensor, hint="Try torch.as_tensor.")
+    require_numbers(x, name="x")
     if x.dim() != 2 or len(x) < 2:
         raise ValueError(f"x: expected shape (N, P) with at least 2 rows; got {tuple(x.shape)}.")
     if missing and bool(x.isinf().any()):
@@ -202,7 +206,7 @@ def check_data(x: Tensor, num_latents: int, *, missing: bool = False) -> tuple[T
         )
     if size >= x.shape[1]:
         raise ValueError(f"num_latents: expected fewer than the {x.shape[1]} data values; got {size}.")
-    return x.double(), size
+    return x.detach().double(), size
 
 
 def moments(x: Tensor, num_latents: int) -> tuple[Tensor, Tensor, int]:

@@ -14,8 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from inference.batches import require_numbers
+from inference.counts import is_number, require_kind
 from inference.guides import unique_name
-from inference.noise import resolve_seed, seeded
+from inference.isolation import running
+from inference.noise import like, resolve_seed, seeded
 from inference.results import Fit
 from pyro_vae.linear.em import (
     Noise,
@@ -72,6 +75,14 @@ class LinearGaussian(nn.Module):
         self, weight: Float[Tensor, "P D"], bias: Float[Tensor, " P"], scale: float | Float[Tensor, "*P"]
     ) -> None:
         super().__init__()
+        for name, value in (("weight", weight), ("bias", bias)):
+            require_kind(name, value, Tensor, hint="Try torch.as_tensor.")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name}: expected finite numbers; got NaN or infinity.")
+        if not weight.is_floating_point():
+            raise ValueError(f"weight: expected floating-point numbers; got {weight.dtype}. Pass weight.float().")
+        if not is_number(scale):
+            require_kind("scale", scale, Tensor)
         if weight.dim() != 2 or min(weight.shape) < 1:
             raise ValueError(f"weight: expected shape (P, D), data values x latent size; got {tuple(weight.shape)}.")
         num_values = len(weight)
@@ -250,7 +261,7 @@ class LinearGaussian(nn.Module):
         weight = vectors[:, -size:].flip(-1) * (values[-size:].flip(-1) - noise).clamp(min=0).sqrt()
         # eigh leaves each sign to chance.
         weight = weight * weight.gather(0, weight.abs().argmax(0, keepdim=True)).sign()
-        return cls(weight.to(x), bias.to(x), noise.sqrt().to(x))
+        return cls(weight.to(like(x)), bias.to(like(x)), noise.sqrt().to(like(x)))
 
     @classmethod
     def fit_factor_analysis(
@@ -374,24 +385,35 @@ class LinearGaussian(nn.Module):
         return f"{num_values}, {num_latents}, noise={'diagonal' if self.log_scale.dim() else 'isotropic'}"
 
     @classmethod
-    def _from_params(cls, params: Params, noise: Noise, like: Tensor) -> Self:
-        scale = params.noise.sqrt().to(like)
-        return cls(params.weight.to(like), params.bias.to(like), scale[0] if noise == "isotropic" else scale)
+    def _from_params(cls, params: Params, noise: Noise, x: Tensor) -> Self:
+        scale = params.noise.sqrt().to(like(x))
+        return cls(params.weight.to(scale), params.bias.to(scale), scale[0] if noise == "isotropic" else scale)
 
     def _solve(self, x: Tensor) -> tuple[Float[Tensor, "N D"], Float[Tensor, "*N D D"]]:
         """Posterior means, and Cholesky factors of the posterior precisions: one for all where nothing is missing."""
         self._check(x)
-        projected = (self._residual(x) / self.scale.square()) @ self.weight
+        with running(self.decode, x, name="x"):
+            projected = (self._residual(x) / self.scale.square()) @ self.weight
         observed = ~x.isnan()
         if bool(observed.all()):
-            tril = torch.linalg.cholesky(self.precision)
+            tril = self._factor(self.precision)
             return torch.cholesky_solve(projected.T, tril).T, tril
         scaled = self.weight / self.scale.square().expand(len(self.weight)).unsqueeze(-1)
         outer = (self.weight.unsqueeze(-1) * scaled.unsqueeze(-2)).flatten(1)
         size = self.num_latents
         precision = torch.eye(size).to(outer) + (observed.to(outer) @ outer).unflatten(-1, (size, size))
-        tril = torch.linalg.cholesky(precision)
+        tril = self._factor(precision)
         return torch.cholesky_solve(projected.unsqueeze(-1), tril).squeeze(-1), tril
+
+    def _factor(self, precision: Float[Tensor, "*N D D"]) -> Float[Tensor, "*N D D"]:
+        tril, failed = torch.linalg.cholesky_ex(precision)
+        if bool(failed.any()) or not bool(tril.isfinite().all()):
+            raise ValueError(
+                f"scale: expected noise that {precision.dtype} can tell from 0 beside the weights; got "
+                f"{float(self.scale.detach().min()):.3g}, at which the posterior's precision has no Cholesky factor. "
+                "Raise the scale, or pass float64."
+            )
+        return tril
 
     def _residual(self, x: Tensor) -> Tensor:
         """What is left of x over b; 0 where x is missing."""
@@ -400,8 +422,13 @@ class LinearGaussian(nn.Module):
         return (x.masked_fill(missing, 0.0) - self.bias).masked_fill(missing, 0.0)
 
     def _check(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[1] != len(self.weight):
-            raise ValueError(f"x: expected shape (N, {len(self.weight)}), one row a datapoint; got {tuple(x.shape)}.")
+        require_kind("x", x, Tensor, hint="Try torch.as_tensor.")
+        require_numbers(x, name="x")
+        if x.dim() != 2 or x.shape[1] != len(self.weight) or not len(x):
+            raise ValueError(
+                f"x: expected shape (N, {len(self.weight)}), one row a datapoint and at least one; got "
+                f"{tuple(x.shape)}."
+            )
 
 
 class _ObservedNormal(dist.Normal):

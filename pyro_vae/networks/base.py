@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import index
 from typing import ClassVar, Literal, get_args
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from inference.isolation import running
 
 __all__ = ["Activation", "Network", "check_size"]
 
@@ -40,6 +44,17 @@ def check_size(owner: str, name: str, value: int) -> int:
     if isinstance(value, bool) or size < 1:
         raise ValueError(f"{owner}: {name}: expected a positive integer; got {value!r}. Pass a size of at least 1.")
     return size
+
+
+def check_sizes(owner: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """The sizes as a tuple of `int`.
+
+    Raises:
+        ValueError: they are no tuple or list, or one is not a positive integer.
+    """
+    if not isinstance(values, tuple | list):
+        raise ValueError(f"{owner}: {name}: expected a tuple of sizes; got {values!r}. Write ({values!r},) for one.")
+    return tuple(check_size(owner, f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
 def check_activation(owner: str, activation: str) -> tuple[type[nn.Module], float]:
@@ -81,3 +96,20 @@ class Network(nn.Module):
         super().__init__()
         self.num_inputs = check_size(type(self).__name__, "num_inputs", num_inputs)
         self.num_outputs = check_size(type(self).__name__, "num_outputs", num_outputs)
+
+    def __call__(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """The outputs at these inputs.
+
+        Raises:
+            TypeError: `x` is no tensor.
+            ValueError: it has rows of another size, or another type than the weights.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{self!r}: expected a tensor (..., {self.num_inputs}); got {type(x).__name__}.")
+        if not x.dim() or x.shape[-1] != self.num_inputs:
+            raise ValueError(
+                f"{self!r}: expected rows of {self.num_inputs} values; got shape {tuple(x.shape)}. Compare num_inputs "
+                "with the width of the data, or with the size of z."
+            )
+        with running(self.forward, x, name="x"):
+            return super().__call__(x)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.networks.base import LAST_GAIN, Activation, Network, affine, check_activation, check_size
+from pyro_vae.networks.base import LAST_GAIN, Activation, Network, affine, check_activation, check_size, check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
@@ -65,8 +65,8 @@ class ConvEncoder(Network):
         super().__init__(prod(image), num_outputs)
         function, gain = check_activation(self_name, activation)
         self.image_shape = tuple(image_shape)
-        self.channels = tuple(check_size(self_name, f"channels[{i}]", size) for i, size in enumerate(channels))
-        self.hidden = tuple(check_size(self_name, f"hidden[{i}]", width) for i, width in enumerate(hidden))
+        self.channels = check_sizes(self_name, "channels", channels)
+        self.hidden = check_sizes(self_name, "hidden", hidden)
         self.activation = activation
         self._image = image
         sides = _halvings(self_name, image, len(self.channels))
@@ -84,16 +84,7 @@ class ConvEncoder(Network):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Float[Tensor, "*B P"]) -> Float[Tensor, "*B O"]:
-        """The outputs at these images.
-
-        Raises:
-            ValueError: a datapoint has not as many values as the image.
-        """
-        if x.shape[-1] != self.num_inputs:
-            raise ValueError(
-                f"ConvEncoder: x: expected {self.num_inputs} values a datapoint, an image of shape "
-                f"{self.image_shape}; got {x.shape[-1]}. Pass the image_shape of these data."
-            )
+        """The outputs at these images."""
         images = x.reshape(-1, *self._image).movedim(-1, 1)
         return self.layers(images).reshape(*x.shape[:-1], self.num_outputs)
 
@@ -166,8 +157,8 @@ class ConvDecoder(Network):
                 f"{tuple(image_shape)}; got {self.num_outputs}. Pass num_values * likelihood.num_params."
             )
         self.image_shape = tuple(image_shape)
-        self.channels = tuple(check_size(self_name, f"channels[{i}]", size) for i, size in enumerate(channels))
-        self.hidden = tuple(check_size(self_name, f"hidden[{i}]", width) for i, width in enumerate(hidden))
+        self.channels = check_sizes(self_name, "channels", channels)
+        self.hidden = check_sizes(self_name, "hidden", hidden)
         self.activation = activation
         sides = _halvings(self_name, image, len(self.channels))[::-1]
         counts = (*self.channels, image[2] * (self.num_outputs // prod(image)))
@@ -219,9 +210,9 @@ def _check_image(owner: str, image_shape: tuple[int, ...] | None) -> tuple[int, 
             f"{owner}: image_shape: expected (H, W) or (H, W, C); got None: the data are rows without an image shape. "
             "Save them as images (N, H, W), or choose an MLP."
         )
-    if len(image_shape) not in (2, 3):
+    if not isinstance(image_shape, tuple | list) or len(image_shape) not in (2, 3):
         raise ValueError(
-            f"{owner}: image_shape: expected (H, W) or (H, W, C); got {tuple(image_shape)}. Pass the shape of one "
+            f"{owner}: image_shape: expected (H, W) or (H, W, C); got {image_shape!r}. Pass the shape of one "
             "image, channels last."
         )
     sizes = [check_size(owner, f"image_shape[{i}]", size) for i, size in enumerate(image_shape)]
