@@ -382,7 +382,7 @@ def one_line(error):
         pytest.param("a.npy", {"label_key": "y"}, r"label_key='y': an option of \.npz files", id="label key"),
         pytest.param("a.npz", {"columns": ["b"]}, r"columns=\['b'\]: an option of \.csv and \.parquet", id="columns"),
         pytest.param("a.npz", {"label": "b"}, r"label='b': an option of \.csv and \.parquet files", id="label"),
-        pytest.param("a.npz", {"stream": True}, "stream=True: .* np.save, because an archive cannot be", id="stream"),
+        pytest.param("a.npz", {"stream": True}, "stream=True: .* np.save, because an archive", id="stream"),
         pytest.param("digits", {"stream": True}, "stream=True: .*'digits' is not; leave it out$", id="stream a name"),
         pytest.param("digits", {"binarize": "yes"}, "binarize='yes': expected one of 'none', 'fixed'", id="binarize"),
         pytest.param("digits", {"binarize_seed": -1}, "binarize_seed=-1: expected an integer", id="binarize_seed"),
@@ -539,7 +539,7 @@ def test_unreadable_files(tmp_path, make, message):
 def test_archive_of_something_else(tmp_path):
     path = tmp_path / "data.npz"
     foreign_archive(path)
-    with pytest.raises(ValueError, match="data.npz: x has type .S12: expected real numbers") as error:
+    with pytest.raises(ValueError, match=r"data.npz cannot be read \(not a NumPy file\): expected") as error:
         load(path)
     one_line(error)
 

@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import os
 import pickle
 import urllib.error
 import urllib.request
@@ -287,3 +288,89 @@ def test_half_an_archive_is_named(tmp_path, monkeypatch, offline, name, archive)
     (tmp_path / archive).write_bytes(gzip.compress(b"half a download"))
     with pytest.raises(FileNotFoundError, match=f"damaged there: {(tmp_path / archive).name}"):
         load(name)
+
+
+# ------------------------------------------------------------------------------------------------ cut and forged files
+
+
+@pytest.mark.parametrize("part", ["images-idx3", "labels-idx1"])
+def test_idx_files_cut_at_every_boundary(tmp_path, monkeypatch, offline, part):
+    """Magic number, sizes, one image less a byte, all less a byte; and one byte too many."""
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
+    shrink(monkeypatch, "kmnist", num_train=12, num_test=5, num_validation=4)
+    raw = tmp_path / "KMNIST" / "raw"
+    for which, num_data in (("train", 12), ("t10k", 5)):
+        x, labels = images(num_data, seed=0)
+        write_idx(raw / f"{which}-images-idx3-ubyte", x)
+        write_idx(raw / f"{which}-labels-idx1-ubyte", labels)
+    assert len(load("kmnist").train) == 8
+    for which in ("train", "t10k"):
+        path = raw / f"{which}-{part}-ubyte"
+        content = path.read_bytes()
+        boundaries = [0, 1, 2, 3, 4, 7, 8, 11, 12, 15, 16, 16 + 783, len(content) - 785, len(content) - 1]
+        for size in {size for size in boundaries if size < len(content)}:
+            path.write_bytes(content[:size])
+            with pytest.raises(ValueError, match="KMNIST: unpacked files in .*raw are damaged.*delete them") as error:
+                load("kmnist")
+            one_line(error)
+        path.write_bytes(content + b"x")
+        with pytest.raises(ValueError, match="KMNIST: unpacked files in .*raw are damaged"):
+            load("kmnist")
+        path.write_bytes(content)
+    assert len(load("kmnist").train) == 8
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param([0x0803, 2**31 - 1, 28, 28], id="images beyond any memory"),
+        pytest.param([0x0803, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF], id="sizes whose product has no end"),
+        pytest.param([0x08FF, 12, 28, 28], id="255 dimensions"),
+        pytest.param([0x0803, 0, 28, 28], id="no images"),
+        pytest.param([0x0D03, 12, 28, 7], id="real numbers"),
+        pytest.param([0x0C03, 12, 28, 7], id="other integers"),
+        pytest.param([0xFF03, 12, 28, 28], id="no type"),
+    ],
+)
+def test_idx_headers_that_lie(tmp_path, monkeypatch, offline, header):
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
+    shrink(monkeypatch, "kmnist", num_train=12, num_test=5, num_validation=4)
+    raw = tmp_path / "KMNIST" / "raw"
+    for which, num_data in (("train", 12), ("t10k", 5)):
+        x, labels = images(num_data, seed=0)
+        write_idx(raw / f"{which}-images-idx3-ubyte", x)
+        write_idx(raw / f"{which}-labels-idx1-ubyte", labels)
+    path = raw / "train-images-idx3-ubyte"
+    path.write_bytes(np.array(header, ">u4").tobytes() + path.read_bytes()[16:])
+    with pytest.raises(ValueError, match="KMNIST: unpacked files in .*raw are damaged") as error:
+        load("kmnist")
+    one_line(error)
+
+
+def test_gzip_archives_cut_at_every_boundary(tmp_path, monkeypatch, offline):
+    """The checksum of an archive is looked at before it is unpacked."""
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    content = gzip.compress(bytes(2**16))
+    for size in (0, 1, 2, 3, 9, 10, len(content) // 2, len(content) - 8, len(content) - 1, len(content)):
+        (raw / "train-images-idx3-ubyte.gz").write_bytes(content[:size])
+        with pytest.raises(FileNotFoundError, match="damaged there: train-images-idx3-ubyte.gz") as error:
+            load("kmnist")
+        one_line(error)
+        assert not (raw / "train-images-idx3-ubyte").exists()
+
+
+def test_a_forged_pickle_of_cifar_is_not_run(cifar, tmp_path, offline):
+    """The format of CIFAR-10 is a pickle, so only the official bytes are read."""
+
+    class Command:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    for file in ("data_batch_1", "batches.meta"):
+        (tmp_path / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(Command()))
+        with pytest.raises((ValueError, FileNotFoundError), match="CIFAR10") as error:
+            load("cifar10")
+        one_line(error)
+    assert not (tmp_path / "executed").exists()

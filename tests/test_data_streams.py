@@ -1,3 +1,6 @@
+import errno
+import os
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -5,7 +8,7 @@ import pytest
 import torch
 
 from pyro_vae.data import files, load
-from pyro_vae.data.mapped import DrawnRows, MappedRows
+from pyro_vae.data.streams import DrawnRows, FileRows, StoredArray
 
 GRAY = np.random.default_rng(0).integers(0, 256, (50, 6, 5)).astype(np.uint8)
 
@@ -41,7 +44,7 @@ def test_streamed_data_are_the_data(save, array):
         assert getattr(streamed, name) == getattr(read, name), name
     assert repr(streamed) == repr(read)
     for one, other in zip(splits(streamed), splits(read), strict=True):
-        assert isinstance(one.stored, MappedRows) and isinstance(one.stored.array, np.memmap)
+        assert isinstance(one.stored, FileRows) and isinstance(one.stored.array, StoredArray)
         assert torch.equal(one.rows, other.rows)
         assert torch.equal(one.tensor(), other.tensor())
         index = torch.tensor([3, 0, 3, 4])
@@ -106,7 +109,8 @@ def test_small_files_are_read(save):
 def test_missing_values_stream(save):
     x = GRAY.reshape(50, 30) / 7
     x[::5, 3] = np.nan
-    streamed, read = (load(save(x), stream=stream, missing="keep") for stream in (True, False))
+    path = save(x)
+    streamed, read = (load(path, stream=stream, missing="keep") for stream in (True, False))
     assert streamed.fingerprint == read.fingerprint and streamed.has_missing
     torch.testing.assert_close(streamed.test.tensor(), read.test.tensor(), equal_nan=True, rtol=0, atol=0)
 
@@ -114,7 +118,7 @@ def test_missing_values_stream(save):
 def test_a_memory_map_is_streamed(save):
     path = save(GRAY)
     data = load(np.load(path, mmap_mode="r"))
-    assert isinstance(data.test.stored, MappedRows)
+    assert isinstance(data.test.stored, FileRows)
     assert data.fingerprint == load(path).fingerprint
 
 
@@ -140,7 +144,7 @@ def with_value(value):
 )
 def test_bad_streams(save, monkeypatch, array, options, message):
     # Blocks of a few rows: what is wrong is not in the first.
-    monkeypatch.setattr("pyro_vae.data.mapped._BLOCK_BYTES", 8 * 30 * 4)
+    monkeypatch.setattr("pyro_vae.data.streams._BLOCK_BYTES", 8 * 30 * 4)
     with pytest.raises(ValueError, match=message) as error:
         load(save(array), stream=True, **options)
     assert "data.npy" in str(error.value) and "\n" not in str(error.value)
@@ -148,7 +152,7 @@ def test_bad_streams(save, monkeypatch, array, options, message):
 
 def test_bad_archives_are_not_mapped(tmp_path):
     np.savez(tmp_path / "data.npz", x=GRAY)
-    with pytest.raises(ValueError, match="stream=True: .*np.save, because an archive cannot be mapped"):
+    with pytest.raises(ValueError, match="stream=True: .*np.save, because an archive cannot be streamed"):
         load(tmp_path / "data.npz", stream=True)
     assert len(load(tmp_path / "data.npz", stream=False).test) == 10
 
@@ -158,3 +162,132 @@ def test_bits_belong_to_their_row(save):
     index = torch.tensor([7, 2, 3, 4, 0])
     assert torch.equal(stored.take(index)[:], stored[index])
     assert torch.equal(stored.take(index).take(torch.tensor([3, 0]))[:], stored[torch.tensor([4, 7])])
+
+
+# ------------------------------------------------------------------------------- a file that changes, or is gone
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def rewrite(path):
+    later = path.stat().st_mtime_ns + 10**9
+    np.save(path, 255 - GRAY)
+    os.utime(path, ns=(later, later))
+
+
+def replace(path):
+    """By another file of the same size and time: a rename."""
+    before = path.stat()
+    other = path.with_name("other.npy")
+    np.save(other, 255 - GRAY)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        pytest.param(cut_short, ValueError, "has changed while it was in use.*size.*load it again", id="cut short"),
+        pytest.param(rewrite, ValueError, "has changed .*time of writing", id="written anew"),
+        pytest.param(replace, ValueError, "has changed .*inode", id="replaced"),
+        pytest.param(lambda path: path.unlink(), FileNotFoundError, "is gone: .*bring it back", id="gone"),
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), ValueError, "no regular file", id="a folder now"),
+    ],
+)
+@pytest.mark.parametrize("binarize", ["none", "fixed", "dynamic"])
+def test_a_file_that_changes_gives_no_wrong_numbers(save, change, error, message, binarize):
+    path = save(GRAY)
+    data = load(path, stream=True, binarize=binarize)
+    change(path)
+    for index in (torch.tensor([3, 1]), slice(2), -1):
+        with pytest.raises(error, match=message) as caught:
+            data.train[index]
+        assert "data.npy" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_changes_between_its_bytes(save, monkeypatch):
+    """While rows are read, after the look at its state and before its last byte."""
+    path = save(GRAY)
+    data = load(path, stream=True)
+    read = os.preadv
+
+    def cut_first(handle, buffers, position):
+        os.truncate(path, 300)
+        return read(handle, buffers, position)
+
+    monkeypatch.setattr(os, "preadv", cut_first)
+    with pytest.raises(ValueError, match="data.npy has changed while it was in use"):
+        data.train[:]
+
+
+@pytest.mark.parametrize("name", ["data.npy", "data.npz", "data.csv"])
+def test_a_file_that_is_written_while_it_is_read_whole(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    if name == "data.csv":
+        path.write_text("a,b\n" + "1,2\n" * 50)
+    else:
+        {"data.npy": np.save, "data.npz": np.savez}[name](path, GRAY) if name == "data.npy" else np.savez(path, x=GRAY)
+    state, calls = os.fstat, []
+
+    def write_second(handle):
+        calls.append(handle)
+        if len(calls) == 2:
+            os.utime(path, ns=(0, 0))
+        return state(handle)
+
+    monkeypatch.setattr("pyro_vae.data.streams.os.fstat", write_second)
+    with pytest.raises(ValueError, match=f"{name}.* has changed while it was in use"):
+        load(path)
+
+
+def test_a_file_system_that_fails(save, monkeypatch):
+    data = load(save(GRAY), stream=True)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="data.npy cannot be read .Input/output error."):
+        data.train[:]
+
+
+def test_reads_may_come_in_pieces(save, monkeypatch):
+    data = load(save(GRAY), stream=True)
+    whole, read = data.train.tensor(), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda handle, buffers, at: read(handle, [buffers[0][:7]], at))
+    assert torch.equal(data.train.tensor(), whole)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda array: array[5:40], id="rows"),
+        pytest.param(lambda array: array[40:4:-3], id="every third, backwards"),
+        pytest.param(lambda array: array[:, 1:4], id="part of a row"),
+        pytest.param(lambda array: array[::2, 2], id="one line of each image"),
+    ],
+)
+def test_views_of_a_memory_map_are_read_from_its_file(tmp_path, view):
+    # An offset beyond the first page of the map.
+    GRAY.tofile(tmp_path / "raw")
+    large = np.memmap(tmp_path / "large", np.uint8, "w+", 8192, (50, 6, 5))
+    large[:] = GRAY
+    large.flush()
+    array = view(np.memmap(tmp_path / "large", np.uint8, "r", 8192, (50, 6, 5)))
+    data, read = load(array), load(np.array(array))
+    assert isinstance(data.train.stored, FileRows) and data.fingerprint == read.fingerprint
+    assert torch.equal(data.test.tensor(), read.test.tensor())
+
+
+def test_changes_that_a_memory_map_keeps_to_itself_count(save):
+    array = np.load(save(GRAY), mmap_mode="c")
+    array[:] = 255 - GRAY
+    data = load(array)
+    assert isinstance(data.train.stored, torch.Tensor) and data.fingerprint == load(255 - GRAY).fingerprint
+
+
+def test_streamed_rows_go_to_other_processes(save):
+    data = load(save(GRAY), stream=True, binarize="fixed")
+    assert torch.equal(pickle.loads(pickle.dumps(data.train)).tensor(), data.train.tensor())

@@ -1,18 +1,16 @@
-"""NumPy files: .npy, read or mapped, and .npz."""
+"""NumPy files: .npy, whose rows may stay there until they are asked for, and .npz."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-
+from pyro_vae.data.arrays import find_array, read_archive, read_whole
 from pyro_vae.data.records import SPLITS
 from pyro_vae.data.sources import Found, Missing, Source, check_labels, make_source
 
 __all__ = ["read_npy", "read_npz"]
 
-# A .npy file of more bytes is not read but mapped, unless `stream` says otherwise.
+# The rows of a .npy file of more bytes stay there, unless `stream` says otherwise.
 STREAM_BYTES = 2**30
 
 
@@ -29,18 +27,17 @@ def read_npy(path: Path, *, missing: Missing, stream: bool | None) -> Source:
         ValueError: it cannot be read, or does not hold rows or images.
     """
     _require(path)
-    mapped = path.stat().st_size > STREAM_BYTES if stream is None else stream
-    arrays, _ = _read(path, mapped=mapped)
-    if "x" not in arrays:
+    array = find_array(path)
+    if array is None:
         # An archive under another name.
         return read_npz(path, missing=missing, key=None, label_key=None)
-    array = arrays["x"]
-    if mapped and not array.flags.c_contiguous:
+    stays = array.state.size > STREAM_BYTES if stream is None else stream
+    if stays and not array.by_row:
         raise ValueError(
             f"{path} is stored column by column, where a row cannot be read alone: expected row order, try "
             "np.save(path, np.ascontiguousarray(x)), or stream=False"
         )
-    return make_source(str(path), {"all": Found(f"{path}: x", array)}, missing=missing)
+    return make_source(str(path), {"all": Found(f"{path}: x", array if stays else read_whole(array))}, missing=missing)
 
 
 def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | None) -> Source:
@@ -61,7 +58,7 @@ def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | 
     suffixes = {"all": "", **{which: f"_{which}" for which in SPLITS}}
     label_names = ("y", "labels") if label_key is None else (label_key,)
     wanted = {f"{each}{suffix}" for each in (name, *label_names) for suffix in suffixes.values()}
-    arrays, known = _read(path, wanted=wanted)
+    arrays, known = read_archive(path, wanted)
     found: dict[str, Found] = {}
     for which, suffix in suffixes.items():
         if f"{name}{suffix}" in arrays:
@@ -87,27 +84,3 @@ def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | 
 def _require(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: expected a .npy or .npz file, check the path")
-
-
-def _read(
-    path: Path, *, wanted: Collection[str] = (), mapped: bool = False
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The wanted arrays, and the names of all; the one array of a .npy file is x."""
-    try:
-        loaded = np.load(path, allow_pickle=False, mmap_mode="r" if mapped else None)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}, ("x",)
-        with loaded:
-            # An archive's member that is no array comes back as bytes.
-            return {key: np.asarray(loaded[key]) for key in loaded.files if key in wanted}, tuple(loaded.files)
-    # Damaged headers make NumPy's reader raise many types, SyntaxError and zlib.error among them.
-    except Exception as error:
-        if "Object arrays" in str(error) or "Python objects in dtype" in str(error):
-            raise ValueError(
-                f"{path} holds pickled Python objects, which could run code and are refused: expected numbers, try "
-                "np.save(path, np.stack(list(x)))"
-            ) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        # NumPy takes any file that it does not know for a pickle.
-        reason = "not a NumPy file" if "allow_pickle" in reason else reason
-        raise ValueError(f"{path} cannot be read ({reason}): expected a file written by np.save or np.savez") from error

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.data.files import read_npy, read_npz
-from pyro_vae.data.mapped import Rows, blocks, take
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.objects import read_object
 from pyro_vae.data.records import SPLITS, Binarize, Dataset, Split, check_seed
 from pyro_vae.data.sources import Missing, Source
+from pyro_vae.data.streams import Rows, blocks, take
 from pyro_vae.data.tables import read_table
 from pyro_vae.names import did_you_mean
 
@@ -57,7 +58,7 @@ def load(
     * "path.npy", "path.npz": rows (N, P), or images (N, H, W) or (N, H, W, C), which are flattened. A .npz file holds
       `x` (and `y` or `labels`), or `x_train` and `x_test` (and `y_train`, `y_test`), and perhaps `x_validation`; splits
       that are there are kept. Otherwise a fifth becomes the test split and a tenth the validation split. A .npy file
-      may be larger than memory: it is then mapped, and `split[index]` reads the rows asked for.
+      may be larger than memory: it is then left where it is, and `split[index]` reads the rows asked for.
     * "path.csv", "path.parquet": the numeric columns become x, and `Dataset.columns` names them. A .parquet file needs
       pyarrow.
     * a tensor or an array x, or a map-style torch data set whose items are x or (x, label): stacked, and split as a
@@ -184,7 +185,7 @@ def _check_options(name: str, suffix: str, options: dict[str, Any]) -> None:
     """Options of another kind of file would pass unheard."""
     for option, value in options.items():
         if value is not None and value is not False and suffix not in _OPTIONS[option]:
-            fix = "; save x alone with np.save, because an archive cannot be mapped" if suffix == ".npz" else ""
+            fix = "; save x alone with np.save, because an archive cannot be streamed" if suffix == ".npz" else ""
             raise ValueError(
                 f"{option}={value!r}: an option of {' and '.join(_OPTIONS[option])} files, which {name!r} is not; "
                 f"leave it out{fix if option == 'stream' else ''}"
@@ -210,8 +211,8 @@ def _split(
 ) -> dict[str, tuple[Rows, Int[Tensor, " N"] | None, Int[Tensor, " N"]]]:
     """Cut what `source` does not bring along; where nothing is cut, rows keep their order."""
     for which, asked in (("validation", num_validation), ("test", num_test)):
-        if asked is not None and asked < 1:
-            raise ValueError(f"num_{which}={asked}: expected at least 1 row, or None for the default")
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, Integral) or asked < 1):
+            raise ValueError(f"num_{which}={asked!r}: expected at least 1 row, or None for the default")
         if asked is not None and which in source.parts:
             raise ValueError(f"num_{which}={asked}: {name} has a {which} split of its own, which is kept; leave it out")
     parts = {

@@ -26,6 +26,14 @@ def read_object(data: Any, *, missing: Missing) -> Source:
         ValueError: it is none of these, its items differ in shape, or they are drawn anew at each access.
     """
     name = type(data).__name__
+    if hasattr(data, "iloc"):
+        # Read by [i] it hands out columns.
+        raise ValueError(f"load: expected an array, a tensor or a path; got a pandas {name}. Pass its .to_numpy().")
+    if isinstance(data, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} has a mask, which an array of values does not keep: expected plain values, try "
+            "x.filled(np.nan) and missing='keep'"
+        )
     if isinstance(data, Tensor | np.ndarray):
         array = _array(data) if isinstance(data, Tensor) else data
         return make_source(name, {"all": Found(f"{name}: x", array)}, missing=missing)
@@ -75,5 +83,8 @@ def _pair(name: str, item: Any) -> tuple[np.ndarray, Any]:
 
 
 def _array(x: Tensor) -> np.ndarray:
+    if x.is_meta or x.layout is not torch.strided:
+        what = "no values: it is on device 'meta'" if x.is_meta else f"layout {x.layout}, not dense: try x.to_dense()"
+        raise ValueError(f"Tensor: x has {what}")
     # NumPy has no bfloat16.
     return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_vae.data.mapped import DrawnRows, MappedRows, Rows, take
+from pyro_vae.data.streams import DrawnRows, FileRows, Rows, take
 
 __all__ = ["SPLITS", "Binarize", "Dataset", "Split", "check_seed"]
 
@@ -102,7 +102,7 @@ class Split:
         # NumPy's generator: its stream of uniforms is the same on every platform and for every block size.
         stream = [seed, SPLITS.index(self.name)]
         stored: Rows
-        if isinstance(self.stored, MappedRows):
+        if isinstance(self.stored, FileRows):
             stored = DrawnRows(self.stored, self.divisor, stream)
         else:
             generator = np.random.default_rng(stream)

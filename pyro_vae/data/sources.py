@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pyro_vae.data.mapped import MappedRows, Rows, blocks, to_tensor
+from pyro_vae.data.streams import FileRows, Rows, StoredArray, blocks, to_tensor
 
 __all__ = ["Found", "Missing", "Part", "Source", "check_labels", "check_part", "make_source"]
 
@@ -19,10 +19,10 @@ Missing = Literal["refuse", "keep"]
 
 
 class Found(NamedTuple):
-    """An array as it was found, the name it goes by in errors, and its labels."""
+    """An array as it was found, or one that stays in its file, the name it goes by in errors, and its labels."""
 
     where: str
-    array: np.ndarray
+    array: np.ndarray | StoredArray
     labels: Int[Tensor, " N"] | None = None
 
 
@@ -124,11 +124,11 @@ def make_source(
 
 
 def check_part(
-    where: str, array: np.ndarray, labels: Int[Tensor, " N"] | None, *, missing: Missing, remedy: str
+    where: str, array: np.ndarray | StoredArray, labels: Int[Tensor, " N"] | None, *, missing: Missing, remedy: str
 ) -> Part:
     """The array as rows (N, P), read once, or an error that says what is wrong with it.
 
-    A memory map stays on disk.
+    What a memory map shows stays in its file.
 
     Raises:
         ValueError: it has a wrong shape or type, is empty, or has values that are not finite.
@@ -142,8 +142,14 @@ def check_part(
         raise ValueError(f"{where} has shape {array.shape}: expected {shapes} with at least one value")
     if array.ndim == 4 and array.shape[1] in (1, 3, 4) and array.shape[3] not in (1, 3, 4):
         raise ValueError(f"{where} has shape {array.shape}: expected channels last, try np.moveaxis(x, 1, -1)")
-    flat = array.reshape(len(array), -1)
-    values = MappedRows(flat, torch.arange(len(flat))) if isinstance(array, np.memmap) else to_tensor(flat)
+    if isinstance(array, np.memmap):
+        array = StoredArray.of(array) or array
+    num_data = array.shape[0]
+    values: Rows
+    if isinstance(array, StoredArray):
+        values = FileRows(array, torch.arange(num_data))
+    else:
+        values = to_tensor(array.reshape(num_data, -1))
     return Part(values, labels, *_survey(where, values, missing, remedy))
 
 

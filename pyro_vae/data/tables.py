@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from pyro_vae.data.arrays import Refused, require_memory
 from pyro_vae.data.sources import Found, Missing, Source, make_source
+from pyro_vae.data.streams import opened
 from pyro_vae.names import did_you_mean
 
 __all__ = ["read_table"]
@@ -36,7 +38,8 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: expected a .csv or .parquet file, check the path")
-    frame = _read(path)
+    with opened(path):
+        frame = _read(path)
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows: expected at least one; check how it was written")
     names = [str(name) for name in frame.columns]
@@ -81,7 +84,10 @@ def _read(path: Path) -> Any:
             # In one piece, and to the last digit, which is the default since pandas 3.1.
             is_exact = tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
             return pd.read_csv(path, low_memory=False, **({} if is_exact else {"float_precision": "round_trip"}))
+        _require_room(path)
         return pd.read_parquet(path)
+    except Refused:
+        raise
     except ImportError as error:
         raise ValueError(
             f"{path}: reading .parquet needs pyarrow, which is not installed: try pip install pyarrow, or save the "
@@ -94,6 +100,18 @@ def _read(path: Path) -> Any:
             f"{path} cannot be read ({reason}): expected a table with named columns, written by to_csv(index=False) or "
             "to_parquet"
         ) from error
+
+
+def _require_room(path: Path) -> None:
+    """A few bytes of a .parquet file can stand for any number of rows."""
+    try:
+        from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
+
+        about = read_metadata(path)
+    except (ImportError, OSError, ValueError):
+        # Reading it says what is wrong.
+        return
+    require_memory(str(path), 8 * about.num_rows * about.num_columns, "unpacks to", "save fewer rows or columns")
 
 
 def _check_header(path: Path, names: list[str]) -> None:
