@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from inference import Adam, Cosine, Fit, Gaps, Training, by_one_estimator
+from inference.noise import resolve_seed
 from inference.results import summarise
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES, Engine
@@ -77,6 +78,7 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
     Raises:
         ValueError: `out` cannot be written, or holds something else than a demonstration.
     """
+    seed = resolve_seed(seed)
     runs: dict[str, Run] = {}
     gaps: dict[str, Gaps] = {}
     if (out / CONFIG).is_file():

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
-from inference import Fit, Training, fit_em, fit_mcem, fit_svi
+from inference import Fit, Resume, Training, fit_em, fit_mcem, fit_svi
 from inference.families import Family
 from inference.objectives import (
     IWAE,
@@ -69,6 +69,7 @@ def fit_by(
     *,
     objective: Loss | None,
     training: Training,
+    resume: Resume | None = None,
     seed: int,
 ) -> Fit:
     """Fit a VAE in place, by the engine of this name.
@@ -81,6 +82,7 @@ def fit_by(
         dataset: training and validation split.
         objective: what is minimised; None: the engine's own.
         training: settings.
+        resume: where the state is kept, and gone on from.
         seed: of shuffling and draws.
 
     Raises:
@@ -89,7 +91,7 @@ def fit_by(
     guide = vae.guide
     if needs_encoder(engine) and guide is None:
         raise ValueError(f"vae: expected an encoder for the engine {engine}; got none. Pass encoder=, or take 'em'.")
-    common: dict[str, Any] = {"training": training, "validation": dataset.validation, "seed": seed}
+    common: dict[str, Any] = {"training": training, "validation": dataset.validation, "resume": resume, "seed": seed}
     if engine == "mcem":
         if objective is not None:
             raise ValueError(

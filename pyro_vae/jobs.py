@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import xarray as xr
@@ -18,6 +18,7 @@ from inference import (
     Fit,
     Gaps,
     Local,
+    Resume,
     TermTracker,
     Training,
     elbo_surgery,
@@ -30,6 +31,8 @@ from inference.draws import gaps_dataset, gaps_from_datatree
 from inference.families import Family
 from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
+from inference.processes import alone, is_first, num_processes
+from inference.training import resolve_device
 from pyro_vae import plots
 from pyro_vae.data import Dataset, Split, load, located
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
@@ -39,7 +42,7 @@ from pyro_vae.parts import Parts, Sizes, catalog, options
 from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "measure_run", "start_at_data"]
+__all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "join_run", "measure_run", "start_at_data"]
 
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
@@ -59,8 +62,11 @@ def fit_run(
     training: Training,
     seed: int,
     objective: Loss | None = None,
+    resume: Resume | None = None,
 ) -> Run:
     """Fit a VAE and write the run into `folder`.
+
+    Of several processes that fit it together, the first one writes; the others call `join_run`.
 
     Args:
         folder: an empty folder.
@@ -71,6 +77,7 @@ def fit_run(
         training: settings.
         seed: of the initial weights, of training and of all draws.
         objective: what is minimised; None: the engine's own.
+        resume: where the state of the fit is kept, and gone on from.
 
     Returns:
         The run, opened from its folder.
@@ -79,6 +86,56 @@ def fit_run(
         ValueError: data or parts that do not fit together; the message says which.
         FileNotFoundError: the data are not there.
     """
+    vae, fit, dataset, terms, config = _fitted(
+        data=data,
+        parts=parts,
+        num_latents=num_latents,
+        engine=engine,
+        training=training,
+        seed=seed,
+        objective=objective,
+        resume=resume,
+    )
+    # What is left to do is little, and the other processes are done.
+    with alone():
+        save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
+        if terms is not None and terms.epochs:
+            save(plots.plot_elbo_terms(terms), folder / FIGURES / "elbo_terms.png")
+        run = open_run(folder)
+        _draw(run, dataset, seed=seed)
+    return run
+
+
+def join_run(**asked: Any) -> None:  # noqa: ANN401
+    """Take part in a fit that another process writes.
+
+    Args:
+        asked: what that one's `fit_run` was called with, but for the folder.
+    """
+    _fitted(**asked)
+
+
+class _Fitted(NamedTuple):
+    """A fitted model, and what is written beside it."""
+
+    vae: VAE
+    fit: Fit
+    dataset: Dataset
+    terms: TermTracker | None
+    config: dict[str, Any]
+
+
+def _fitted(
+    *,
+    data: Mapping[str, Any],
+    parts: Parts,
+    num_latents: int,
+    engine: Engine,
+    training: Training,
+    seed: int,
+    objective: Loss | None,
+    resume: Resume | None,
+) -> _Fitted:
     if needs_encoder(engine) and parts.encoder is None:
         raise ValueError(
             f"encoder: expected one for the engine {engine}; got none. Choose one (encoder:mlp), or fit without it "
@@ -106,7 +163,12 @@ def fit_run(
 
     terms = _term_tracker(vae, dataset, training, seed=seed)
     watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
-    fit = fit_by(engine, vae, modules["family"], dataset, objective=objective, training=watched, seed=seed)
+    if training.device is not None:
+        device = resolve_device(training.device)
+        vae.to(device)
+        modules["family"].to(device)
+    how: dict[str, Any] = {"objective": objective, "training": watched, "resume": resume, "seed": seed}
+    fit = fit_by(engine, vae, modules["family"], dataset, **how)
     config = {
         "command": "fit",
         "engine": engine,
@@ -118,15 +180,16 @@ def fit_run(
         "parts": parts.to_config(),
         "sizes": dataclasses.asdict(sizes),
         "objective": described,
-        "training": training.describe(),
+        # As many however many processes repeat it.
+        "training": {**training.describe(), "shards": training.shards or _several()},
         "seed": seed,
     }
-    save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
-    if terms is not None and terms.epochs:
-        save(plots.plot_elbo_terms(terms), folder / FIGURES / "elbo_terms.png")
-    run = open_run(folder)
-    _draw(run, dataset, seed=seed)
-    return run
+    return _Fitted(vae, fit, dataset, terms, config)
+
+
+def _several() -> int | None:
+    """The number of processes, where there is more than one."""
+    return num_processes() if num_processes() > 1 else None
 
 
 def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
@@ -200,6 +263,8 @@ def measure_run(
     seed: int = 0,
     training: Training | None = None,
     replace: bool = False,
+    device: str | None = None,
+    resume: Resume | None = None,
 ) -> Gaps:
     """Measure the gaps of a run on its test split, and keep them in its folder.
 
@@ -212,11 +277,15 @@ def measure_run(
         seed: of all draws.
         training: settings for that encoder; those of the run by default.
         replace: whether gaps that the run holds already are replaced, when the new ones are complete.
+        device: where to measure: "cpu", "cuda" or "auto"; None: on the CPU.
+        resume: where the gaps of datapoints that are done are kept, and gone on from.
 
     Raises:
-        ValueError: the run holds gaps already, the data changed since the fit, or `num_data` is not positive.
+        ValueError: the run holds gaps already, the data changed since the fit, `num_data` is not positive, or
+            the folder cannot be written to.
         FileNotFoundError: the data are not there any more.
     """
+    run.require_writable()
     # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
     tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
     found = gaps_from_datatree(tree)
@@ -230,8 +299,13 @@ def measure_run(
     test = _fixed(run.dataset.test)
     if num_data is not None:
         test = test.head(min(num_data, len(test)))
+    if device is not None:
+        run.vae.to(resolve_device(device))
     guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
-    gaps = measure_gaps(run.vae.model, guide, test, families=families, seed=seed)
+    gaps = measure_gaps(run.vae.model, guide, test, families=families, resume=resume, seed=seed)
+    if not is_first():
+        return gaps
+    run.vae.cpu()
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
     (run.folder / FIGURES).mkdir(exist_ok=True)
@@ -275,12 +349,14 @@ def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> t
         guide,
         data.train,
         train="guide",
-        training=training or run.training,
+        # The run's own device need not be here.
+        training=dataclasses.replace(training or run.training, device=None),
         validation=data.validation,
         seed=seed,
     )
     run.vae.eval()
-    run.save_guide()
+    if is_first():
+        run.save_guide()
     return guide, fit
 
 

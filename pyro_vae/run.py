@@ -24,7 +24,7 @@ import xarray as xr
 import inference.training
 from inference import Fit, Gaps, Local, Training
 from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
-from inference.draws import gaps_from_datatree, save_datatree
+from inference.draws import gaps_from_datatree, load_datatree, save_datatree
 from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
@@ -44,6 +44,7 @@ __all__ = [
     "runs_in",
     "save_run",
     "training_from",
+    "unfinished",
 ]
 
 CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
@@ -146,18 +147,24 @@ class Run:
                 f"gaps {self.folder}."
             )
         try:
-            with xr.open_datatree(self.folder / RESULTS, engine="h5netcdf") as tree:
-                return tree.load()
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.folder / RESULTS}: expected draws and gaps; it cannot be read ({error}). Delete it, and "
-                f"measure again: pyro-vae gaps {self.folder}."
-            ) from error
+            return load_datatree(self.folder / RESULTS)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete it, and measure again: pyro-vae gaps {self.folder}.") from error
 
     @property
     def gaps(self) -> Gaps | None:
-        """What amortization cost, or None where it has not been measured."""
-        return gaps_from_datatree(self.results) if (self.folder / RESULTS).is_file() else None
+        """What amortization cost, or None where it has not been measured.
+
+        Raises:
+            ValueError: `results.nc` is damaged, or holds something else.
+        """
+        if not (self.folder / RESULTS).is_file():
+            return None
+        tree = self.results
+        try:
+            return gaps_from_datatree(tree)
+        except ValueError as error:
+            raise ValueError(f"{self.folder / RESULTS}: {error} By pyro-vae gaps {self.folder}.") from error
 
     @property
     def parts(self) -> Parts:
@@ -183,6 +190,18 @@ class Run:
             **{**modules, "prior": self.vae.prior, "decoder": self.vae.decoder, "likelihood": self.vae.likelihood}
         ).guide
 
+    def require_writable(self) -> None:
+        """Refuse a folder that takes no results, before the work that they come from.
+
+        Raises:
+            ValueError: it cannot be written to.
+        """
+        if not os.access(self.folder, os.W_OK):
+            raise ValueError(
+                f"{self.folder}: expected a run folder that can be written to, since results go there; it cannot. Copy "
+                "it to where you may write, or change its permissions."
+            )
+
     def save_guide(self) -> None:
         """Write the checkpoint again, with the guide the model has now."""
         save_checkpoint(self.folder / CHECKPOINT, _content(self.vae, self.fit))
@@ -190,6 +209,15 @@ class Run:
     def save_results(self, tree: xr.DataTree) -> None:
         """Replace `results.nc`."""
         save_datatree(tree, self.folder / RESULTS)
+
+
+def unfinished(out: Path) -> Path:
+    """Where the state of a fit is that has not become a run yet, beside the folder that it is going to fill.
+
+    Args:
+        out: that folder.
+    """
+    return out.parent / f"{out.name}.unfinished"
 
 
 def training_from(config: Mapping[str, Any]) -> Training:
@@ -353,11 +381,13 @@ def open_run(folder: str | Path) -> Run:
         vae.guide = later
     try:
         vae.load_state_dict(content["vae"])
-    except RuntimeError as error:
+        fit = Fit(**content["fit"])
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"{folder / CHECKPOINT}: expected the weights of the parts in {CONFIG}; they do not fit. Fit again."
+            f"{folder / CHECKPOINT}: expected the weights of the parts in {CONFIG}, and the record of a fit; they do "
+            "not fit. Fit again."
         ) from error
-    return Run(folder, config, vae.eval(), Fit(**content["fit"]))
+    return Run(folder, config, vae.eval(), fit)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class TestFit:
         assert record["num_steps"] == 30
 
     @pytest.mark.usefixtures("_no_pictures")
+    @pytest.mark.slow
     def test_a_fit_cut_short_says_so_wherever_its_numbers_are_shown(self, tmp_path, capsys):
         out = tmp_path / "a run"
         assert main(["fit", f"--out={out}", "--training.epochs=6", *SMALL[1:]]) == 0
@@ -290,6 +291,7 @@ class TestFolderOfRuns:
 
 @pytest.mark.usefixtures("_no_pictures")
 class TestOut:
+    @pytest.mark.slow
     def test_by_default_it_is_named_by_time_data_and_prior(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert main(["fit", *SMALL[:2], "prior:laplace", *SMALL[2:]]) == 0
@@ -299,6 +301,7 @@ class TestOut:
         assert said[-1] == f"Next: pyro-vae gaps runs/{run.name}"
         assert main(parse_words(said[-1]) + ["--num-data=4"]) == 0
 
+    @pytest.mark.slow
     def test_overwrite_replaces_a_run_when_the_new_one_is_whole(self, tmp_path, capsys):
         out = tmp_path / "run"
         assert main(["fit", f"--out={out}", *SMALL]) == 0
@@ -320,6 +323,7 @@ class TestOut:
 
 @pytest.mark.usefixtures("_no_pictures")
 class TestConfig:
+    @pytest.mark.slow
     def test_it_repeats_a_run_bit_for_bit(self, runs, tmp_path):
         for verb, engine in (("fit", "svi"), ("em", "em")):
             out = tmp_path / engine
@@ -787,6 +791,7 @@ class TestDemo:
         monkeypatch.setattr(pyro_vae.jobs, "NUM_DRAWN", 10)
         monkeypatch.setattr(pyro_vae.demo, "measure_run", lambda run, **options: measure(run, num_data=4, **options))
 
+    @pytest.mark.slow
     def test_table_json_and_replacement(self, tmp_path, capsys, monkeypatch):
         out = tmp_path / "demo"
         out.mkdir()

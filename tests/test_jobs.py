@@ -52,6 +52,7 @@ def test_whatever_the_parts_a_run_is_complete(tmp_path, engine, parts):
     assert opened.vae.generate(3, seed=0).shape == (3, 64)
 
 
+@pytest.mark.slow
 def test_the_rows_of_em_keep_their_family_when_a_guide_is_fitted(tmp_path):
     """Its shared weights are other than those of the guide's."""
     torch.set_default_dtype(torch.float32)
@@ -71,6 +72,7 @@ def test_the_rows_of_em_keep_their_family_when_a_guide_is_fitted(tmp_path):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_vamp_prior_starts_at_training_data(tmp_path):
     torch.set_default_dtype(torch.float32)
     train = load("digits", binarize="fixed").train

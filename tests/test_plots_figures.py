@@ -109,6 +109,7 @@ def test_gaps_of_a_model_without_an_encoder_say_where_theirs_comes_from(engine, 
     monkeypatch.setattr(jobs, "gaps_dataset", lambda *_, **__: xr.Dataset())
     run = SimpleNamespace(folder=tmp_path, engine=engine, vae=make_vae(MeanField(2)), save_results=lambda _: None)
     run.dataset = load("digits")
+    run.require_writable = lambda: None
     run.config = {"sizes": {"image_shape": None}}
     jobs.measure_run(run)
     afterwards = ", encoder fitted afterwards" if engine in ("em", "mcem") else ""

@@ -110,7 +110,9 @@ class TestCells:
             pytest.param({"parts": {"piror": "laplace"}}, "parts: .*Did you mean 'prior'", id="kind"),
             pytest.param({"training": {"epochz": 3}}, "training: .*Did you mean 'epochs'", id="training"),
             pytest.param({"training": {"epochs": 0}}, "epochs: expected an integer of at least 1", id="epochs"),
-            pytest.param({"training": {"local_lr": "fast"}}, "wrong type", id="type"),
+            pytest.param(
+                {"training": {"local_lr": "fast"}}, "local_lr: expected a positive step size; got 'fast'", id="type"
+            ),
             pytest.param(
                 {"training": {"optimizer": {"part": "adam", "rate": 1}}}, "optimizer adam: .*rate", id="option"
             ),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from inference import Stopped
+from inference.processes import LostProcessError, process_group
 from pyro_vae import __version__
 from pyro_vae.cli.parsing import overview, parse
+from pyro_vae.cli.resuming import typed
 
 __all__ = ["main"]
 
@@ -21,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 where the input was wrong, 130 where it was interrupted.
+        The exit code: 0, 2 where the input was wrong, 1 where another process of the job was lost, 130 or 143 where it
+        was stopped by SIGINT or SIGTERM.
 
     Raises:
         SystemExit: the help of a verb was asked for and printed, or a study was interrupted.
@@ -40,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"pyro-vae: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except LostProcessError as error:
+        print(f"pyro-vae: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"pyro-vae: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("pyro-vae: interrupted; no run was written or replaced.", file=sys.stderr)
         return 130
@@ -52,9 +64,27 @@ def _run(words: list[str]) -> int:
     if not words or words in (["--help"], ["-h"]):
         print(overview())
         return 0 if words else 2
-    with _spoken():
+    with _spoken(), _terminable(), process_group():
+        typed.set(words)
         parse(words)()
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that nothing is left half written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:  # noqa: ARG001
+        raise Stopped(signum, "interrupted; no run was written or replaced")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

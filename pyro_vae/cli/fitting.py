@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
+from inference.processes import agree, is_first
 from pyro_vae.cli.options import DataOptions, ObjectiveOption, PartsOptions, TrainingOptions
 from pyro_vae.cli.output import default_out, next_command, print_json
+from pyro_vae.cli.resuming import kept_state
 from pyro_vae.engines import Engine, objective_from
-from pyro_vae.jobs import fit_run
+from pyro_vae.jobs import fit_run, join_run
 from pyro_vae.report.missing import trains_longer
 from pyro_vae.run import CONFIG, new_folder, read_config, training_from
 
@@ -90,19 +92,25 @@ class _Fitting:
 
     def __call__(self) -> None:
         """Fit."""
-        out = default_out(self.data.name, self.parts.to_config()["prior"]["part"]) if self.out is None else self.out
-        with new_folder(out, replace=self.overwrite) as folder:
-            run = fit_run(
-                folder,
-                data=self.data.load_arguments(),
-                parts=self.parts,
-                num_latents=self.num_latents,
-                engine=self.engine(),
-                objective=self.objective,
-                training=self.training,
-                seed=self.seed,
-            )
-            fit = run.fit
+        # Named by the time, of which several processes have several.
+        out = agree(self.out or default_out(self.data.name, self.parts.to_config()["prior"]["part"]))
+        with kept_state(out, anew=self.overwrite) as resume:
+            asked: dict[str, Any] = {
+                "data": self.data.load_arguments(),
+                "parts": self.parts,
+                "num_latents": self.num_latents,
+                "engine": self.engine(),
+                "objective": self.objective,
+                "training": self.training,
+                "resume": resume,
+                "seed": self.seed,
+            }
+            if not is_first():
+                join_run(**asked)
+                return
+            with new_folder(out, replace=self.overwrite) as folder:
+                run = fit_run(folder, **asked)
+        fit = run.fit
         if self.json:
             columns = {name: values.tolist() for name, values in fit.history.items()}
             print_json(

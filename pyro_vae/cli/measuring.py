@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from inference import Annealing, Evidence, ais, elbo, iwae
+from inference import Annealing, Evidence, Resume, ais, elbo, iwae
+from inference.processes import is_first
 from inference.results import summarise
 from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.jobs import measure_run
@@ -28,7 +30,8 @@ _FAMILIES = (
 class GapsCommand:
     """Measure what amortization cost, on the test split of a run, and keep it in its folder.
 
-    A run of EM has no encoder: one of its own design is first fitted to the frozen model.
+    A run of EM has no encoder: one of its own design is first fitted to the frozen model. What is measured is kept on
+    the way: the same command goes on after it was stopped.
 
     Example: pyro-vae gaps runs/digits --num-data 200
 
@@ -36,6 +39,7 @@ class GapsCommand:
         run: the run's folder.
         num_data: test datapoints to measure, the first ones; all by default.
         families: further families to find q* in.
+        device: where to measure: cpu, cuda, or auto; the CPU by default.
         overwrite: replace gaps that were measured before, when the new ones are complete.
         seed: of all draws.
         json: print the summary as JSON alone on standard output.
@@ -44,6 +48,7 @@ class GapsCommand:
     run: tyro.conf.Positional[Path]
     num_data: int | None = None
     families: Annotated[tuple[str, ...], tyro.conf.arg(help=_FAMILIES)] = ()
+    device: str | None = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -54,7 +59,20 @@ class GapsCommand:
         run = open_run(self.run)
         support = run.vae.prior().support
         further = [build_family(options("family", name), run.vae.num_latents, support) for name in self.families]
-        gaps = measure_run(run, num_data=self.num_data, families=further, seed=self.seed, replace=self.overwrite)
+        # Of other settings what is done is of no use.
+        state = self.run / ("-".join(["gaps", str(self.seed), *self.families]) + ".unfinished")
+        gaps = measure_run(
+            run,
+            num_data=self.num_data,
+            families=further,
+            seed=self.seed,
+            replace=self.overwrite,
+            device=self.device,
+            resume=Resume(state),
+        )
+        if not is_first():
+            return
+        shutil.rmtree(state, ignore_errors=True)
         if self.json:
             print_json(gaps.summary() | {"fit_notes": list(map(str, run.fit.notes()))})
             return

@@ -20,6 +20,7 @@ from pyro_vae.cli.completion import bash, zsh
 from pyro_vae.cli.fitting import EmCommand, FitCommand
 from pyro_vae.cli.help import CONFIG, help_of, options_in, parts_in
 from pyro_vae.cli.measuring import EvaluateCommand, GapsCommand
+from pyro_vae.cli.resuming import going_on, typed, words_of
 from pyro_vae.cli.showing import GenerateCommand, ListCommand, ReportCommand
 
 __all__ = ["VERBS", "overview", "parse"]
@@ -44,6 +45,30 @@ class CompletionCommand:
         print(bash(VERBS) if self.shell == "bash" else zsh(VERBS))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResumeCommand:
+    """Go on with a fit that was stopped or killed: it ends as if it had not been.
+
+    Example: pyro-vae resume runs/digits
+
+    Attributes:
+        out: the folder that the run was to be written to.
+    """
+
+    out: tyro.conf.Positional[Path]
+
+    def __call__(self) -> None:
+        """Type the command again, where it was typed."""
+        words, where = words_of(self.out)
+        token = going_on.set(True)
+        try:
+            with contextlib.chdir(where):
+                typed.set(words)
+                parse(words)()
+        finally:
+            going_on.reset(token)
+
+
 _NO_RUNS = (
     "pyro-vae compare fits PCA, autoencoders and VAEs to one data set, --data, and takes no runs. To compare two fits, "
     "make them cells of a study (pyro-vae study FILE); log p(x) of two runs that are measured is compared in Python by "
@@ -54,6 +79,7 @@ VERBS: dict[str, type[Callable[[], None]]] = {
     "demo": DemoCommand,
     "fit": FitCommand,
     "em": EmCommand,
+    "resume": ResumeCommand,
     "gaps": GapsCommand,
     "evaluate": EvaluateCommand,
     "generate": GenerateCommand,

@@ -19,12 +19,13 @@ import joblib
 import torch
 from tqdm import tqdm
 
+from inference import Resume
 from inference.checkpoint import atomic_write
 from inference.noise import derive_seed
 from inference.progress import progress_bar
 from pyro_vae.data import load
 from pyro_vae.jobs import fit_run, measure_run
-from pyro_vae.run import CONFIG, Run, new_folder, open_run
+from pyro_vae.run import CONFIG, Run, new_folder, open_run, unfinished
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
 from pyro_vae.study.words import words
@@ -88,6 +89,7 @@ def run_cell(
         try:
             running.touch()
             if not (folder / CONFIG).is_file():
+                state = unfinished(folder)
                 with new_folder(folder) as partial:
                     fit_run(
                         partial,
@@ -97,8 +99,10 @@ def run_cell(
                         engine=cell.engine,
                         objective=cell.objective,
                         training=cell.training,
+                        resume=Resume(state),
                         seed=cell.seed,
                     )
+                shutil.rmtree(state, ignore_errors=True)
             run = _opened(folder)
             # A seed of its own, so that the Monte Carlo errors of two cells are independent. Gaps without a record of
             # the cell are those of one that was stopped in between.
