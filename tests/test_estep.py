@@ -149,6 +149,7 @@ def two_modes(x):
         pyro.factor("x", torch.logaddexp(low, high).sum(-1))
 
 
+@pytest.mark.slow
 def test_warm_and_cold_compete_and_their_distance_is_kept():
     x = torch.zeros(6, 1)
     start = torch.tensor([[-4.0, -1.2]]).expand(6, 2)

@@ -97,6 +97,7 @@ def test_mean_field_terms_equal_the_closed_forms(oracle):
     assert gaps.settings["num_unconverged_by_family"] == [0]
 
 
+@pytest.mark.slow
 def test_full_covariance_has_no_approximation_gap(oracle):
     x = torch.tensor(oracle.draw(64))
     gaps = measure_gaps(*pair(oracle, FullCovariance(5), factor=FACTOR), x, seed=0)

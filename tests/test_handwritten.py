@@ -141,6 +141,7 @@ def images():
     return torch.bernoulli(torch.sigmoid(3 * z @ torch.randn(2, 12)))
 
 
+@pytest.mark.slow
 def test_tutorial_vae_through_every_engine(images):
     train, test = images[:260], images[260:]
     training = Training(epochs=40, batch_size=65, optimizer=Adam(lr=0.01))
