@@ -25,6 +25,7 @@ __all__ = [
     "own_range",
     "process_group",
     "rank",
+    "start_alike",
 ]
 
 
@@ -146,6 +147,16 @@ class Shards:
             first, last = self.rows(num_data, shard)
             for start in range(first, last, size):
                 yield start, min(start + size, last)
+
+
+@torch.no_grad()
+def start_alike(tensors: Sequence[Tensor]) -> None:
+    """Give all processes the first one's parameters and buffers."""
+    if num_processes() == 1:
+        return
+    with _together("the start"):
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

@@ -19,12 +19,13 @@ from tqdm import tqdm
 from inference.batches import Data, fetch
 from inference.compiled import one_core, undisturbed
 from inference.objectives import Gradients, Objective, Step
+from inference.processes import start_alike
 from inference.progress import progress_bar
 from inference.results import Fit
 from inference.resuming import Resume, Sharded, Signals, Snapshots, Stateful, data_digest, stop_signals
 from inference.scoring import require_finite
 from inference.training.blame import blame_leaf
-from inference.training.minibatches import Pass, Plan, require_shardable, start_alike
+from inference.training.minibatches import Pass, Plan, require_shardable
 from inference.training.saving import Best, Saver
 from inference.training.settings import LoopState, Training
 from inference.training.steps import FusedAdam

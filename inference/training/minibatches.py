@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from inference.noise import derive_seed, seeded
 from inference.objectives import Step
 from inference.processes import Shards, add_up, num_processes
 
-__all__ = ["Pass", "Plan", "require_one_shard", "require_shardable", "start_alike"]
+__all__ = ["Pass", "Plan", "require_one_shard", "require_shardable"]
 
 
 @dataclass
@@ -160,11 +160,3 @@ def require_one_shard(shards: Shards, engine: str) -> None:
             f"shards: {engine} runs in one process and one shard; got {shards.count}. Take fit_svi or fit_em, which "
             "several processes can share."
         )
-
-
-@torch.no_grad()
-def start_alike(tensors: Sequence[Tensor]) -> None:
-    """Give all processes the first one's parameters and buffers."""
-    if num_processes() > 1:
-        for tensor in tensors:
-            distributed.broadcast(tensor, src=0)
