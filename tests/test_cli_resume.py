@@ -41,7 +41,9 @@ def weights(run):
     return load_checkpoint(Path(run) / "checkpoint.pt")["vae"]
 
 
-@pytest.mark.parametrize(("verb", "signum"), [("fit", signal.SIGTERM), ("em", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("verb", "signum"), [("fit", signal.SIGTERM), pytest.param("em", signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_fit_goes_on_where_it_was_stopped(verb, signum, tmp_path, monkeypatch, capsys, stop_at):
     monkeypatch.chdir(tmp_path)
     assert main([verb, "--out", "whole", *SMALL]) == 0

@@ -116,7 +116,7 @@ def test_shards_fit_as_well(engine):
     assert abs(found[1] - found[5]) < 4 * 1.0 / 500**0.5
 
 
-@pytest.mark.parametrize("engine", ["svi", "em"])
+@pytest.mark.parametrize("engine", ["em", pytest.param("svi", marks=pytest.mark.slow)])
 def test_shards_resume_with_the_same_bits(engine, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.resuming.MOST_SAVING", 1e9)
 

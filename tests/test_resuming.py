@@ -181,7 +181,7 @@ def test_no_time_before_zero():
         Resume("somewhere", every=-1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, signum):
     whole = finish(lambda: Problem().fit(), tmp_path / "whole.pt")
     # Of 400 epochs, long enough for a signal in the middle.
