@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference.devices import send
+
 __all__ = ["Data", "fetch", "require_data", "require_fixed", "require_numbers", "require_rows"]
 
 # Complex numbers have no order and 16-bit ones too few digits for a density.
@@ -43,9 +45,9 @@ def fetch(data: Data, index: Int[Tensor, " B"], *, device: torch.device | None =
         TypeError: the data cannot be read by a tensor of indices.
         ValueError: what came back is not one vector of numbers a datapoint.
     """
-    if type(data) is Tensor and data.dim() == 2 and data.device == index.device:
+    if type(data) is Tensor and data.dim() == 2:
         # Three times as fast as data[index].
-        values: Any = data.index_select(0, index)
+        values: Any = data.index_select(0, send(index, data.device))
     else:
         values = _read(data, index)
     if not hasattr(values, "shape"):
@@ -60,7 +62,7 @@ def fetch(data: Data, index: Int[Tensor, " B"], *, device: torch.device | None =
             "to a vector."
         )
     require_numbers(x)
-    return x.to(device) if device is not None else x
+    return send(x, device) if device is not None else x
 
 
 def _read(data: Data, index: Int[Tensor, " B"]) -> Any:

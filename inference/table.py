@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.batches import Data, fetch
+from inference.devices import send
 from inference.isolation import eval_mode
 from inference.noise import antithetic, derive_seed, seeded
 from inference.objectives import LocalLoss
@@ -81,7 +82,7 @@ class Table:
 
     def e_step(self, x: Tensor, index: Tensor, num_steps: int, *, lr_factor: float = 1.0) -> Float[Tensor, "B K"]:
         """Move the rows at `index` by `num_steps`, asking gradients for them alone; returns them."""
-        index = (index - self.first).to(self.params.device)
+        index = send(index - self.first, self.params.device)
         rows = self.params[index]
         for _ in range(num_steps):
             grad = self.objective.row_gradient(x, rows, self.noise(len(x)))

@@ -27,12 +27,12 @@ from inference import (
     refine,
     to_datatree,
 )
+from inference.devices import resolve_device
 from inference.draws import gaps_dataset, gaps_from_datatree
 from inference.families import Family
 from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
-from inference.training import resolve_device
 from pyro_vae import plots
 from pyro_vae.data import Dataset, Split, load, located
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config

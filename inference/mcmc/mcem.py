@@ -16,6 +16,7 @@ from inference.batches import Data, fetch, require_fixed
 from inference.compiled import worthwhile
 from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution, latent_prior
+from inference.devices import send
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
@@ -69,7 +70,7 @@ class Chains:
 
         Step sizes are adapted with gains that fall with a datapoint's own number of transitions.
         """
-        index = index.to(self.u.device)
+        index = send(index, self.u.device)
         u = self.u[:, index]
         size = StepSize(self.step_size[index], target=self.hmc.target_accept)
         metric, one = Metric(torch.ones_like(u[0])), u.new_ones(1)

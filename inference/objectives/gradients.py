@@ -71,7 +71,7 @@ class Gradients:
             loss, elbo, *grads = self._true(*args)
         else:
             like = self.leaves[0]
-            weight = torch.as_tensor(self.objective.kl_weight, dtype=like.dtype, device=like.device)
+            weight = torch.full((), float(self.objective.kl_weight), dtype=like.dtype, device=like.device)
             loss, elbo, *grads = self._weighted(weight, *args)
         return Step(loss, elbo, grads)  # type: ignore[arg-type]
 

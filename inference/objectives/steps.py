@@ -271,7 +271,7 @@ class LocalLoss(Objective):
         if self.is_true:
             (grad,) = self._gradient(x, rows, noise)
         else:
-            weight = torch.as_tensor(self.kl_weight, dtype=rows.dtype, device=rows.device)
+            weight = torch.full((), float(self.kl_weight), dtype=rows.dtype, device=rows.device)
             (grad,) = self._weighted_gradient(weight, x, rows, noise)
         return grad  # type: ignore[return-value]
 

@@ -3,7 +3,7 @@
 from inference.training.blame import blame_site, require_valid
 from inference.training.loop import optimise
 from inference.training.minibatches import require_one_shard
-from inference.training.settings import LoopState, Training, device_for, resolve_device
+from inference.training.settings import LoopState, Training, device_for
 from inference.training.steps import SGD, Adam, Constant, Cosine, RobbinsMonro, Staircase
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "optimise",
     "require_one_shard",
     "require_valid",
-    "resolve_device",
 ]

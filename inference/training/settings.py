@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from inference.compiled import Compile, Precision, require_precision, worthwhile
 from inference.counts import is_number, require_count, require_kind
+from inference.devices import resolve_device
 from inference.isolation import device_of, modules_of
 from inference.processes import Shards, num_processes
 from inference.training.steps import Adam, Constant, OptimizerFactory, ScheduleFactory
@@ -181,33 +182,3 @@ def device_for(training: Training, *programs: Callable[..., Any] | None) -> torc
             f"model.to({device.type!r}), or leave it out."
         )
     return here if placed else device
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of this name.
-
-    Args:
-        name: "cpu", "cuda", "cuda:1", ..., or "auto": the GPU where there is one, this process's where there are
-            several processes, else the CPU.
-
-    Raises:
-        ValueError: this machine has no such device.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.empty(0, device=name).device
-    # Torch says the same in several types.
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"device: expected one that this machine has, such as 'cpu'; got {name!r} ({reason}). Leave it out to stay "
-            "where the model is."
-        ) from error
-    if device.type == "meta":
-        raise ValueError("device: expected one that holds values, such as 'cpu'; got 'meta', which holds none.")
-    return device
