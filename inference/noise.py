@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from inference.devices import send
 
 BLOCK = 64
 
@@ -51,6 +55,45 @@ def seeded(seed: int) -> Iterator[None]:
         for device in _devices():
             torch.cuda.default_generators[device].manual_seed(seed)
         yield
+
+
+@contextmanager
+def measured(seed: int) -> Iterator[None]:
+    """As `seeded`, and what distributions draw inside does not depend on their device, either: it is drawn on the CPU.
+
+    They draw where their parameters are, and generators of two devices give different numbers.
+    """
+    with seeded(seed), _DrawnOnCPU() if torch.cuda.is_initialized() else nullcontext():
+        yield
+
+
+class _DrawnOnCPU(TorchDispatchMode):
+    """Operations that draw random numbers run on the CPU, on copies of their arguments; the draws go where they go."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401, ARG002
+        kwargs = kwargs or {}
+        device = next(filter(_is_cuda, map(_place, tree_leaves((args, kwargs)))), None)
+        if device is None or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        here_args, here_kwargs = tree_map(_on_cpu, (args, kwargs))
+        drawn = func(*here_args, **here_kwargs)
+        if func._schema.is_mutable:
+            return args[0].copy_(drawn)
+        return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, drawn)
+
+
+def _place(value: object) -> torch.device | None:
+    return value.device if isinstance(value, Tensor) else value if isinstance(value, torch.device) else None
+
+
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
+
+
+def _on_cpu(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def random_states() -> dict[str, Any]:
@@ -110,7 +153,7 @@ def normal_noise(
         generator.manual_seed(derive_seed(seed, stage, step, block))
         noise = torch.randn(BLOCK, num_draws, num_dims, generator=generator, dtype=like.dtype)
         parts.append(noise[rows - block * BLOCK])
-    return torch.cat(parts).transpose(0, 1).to(like.device)
+    return send(torch.cat(parts).transpose(0, 1), like.device)
 
 
 class OrthogonalNoise:
@@ -172,7 +215,7 @@ class OrthogonalNoise:
             stop = min(size, offset + first + count - at)
             parts.append(self._vectors(tuple(touched.tolist()), sheet, offset, stop)[place, row].transpose(0, 1))
             at += stop - offset
-        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(self.like.device)
+        return send(torch.cat(parts) if len(parts) > 1 else parts[0], self.like.device)
 
     def _vectors(self, blocks: tuple[int, ...], sheet: int, start: int, stop: int) -> Float[Tensor, "N 64 S D"]:
         """Of every datapoint of these blocks."""

@@ -16,10 +16,11 @@ from torch.distributions.constraints import Constraint
 from inference.batches import Data, chunks, fetch
 from inference.counts import is_number
 from inference.densities import densities, guide_distribution, latent_prior, observed_log_prob, require_rowwise
+from inference.devices import send
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
 from inference.isolation import eval_mode, running
-from inference.noise import BLOCK, derive_seed, like, normal_noise, own_random_state, seeded
+from inference.noise import BLOCK, derive_seed, like, measured, normal_noise, own_random_state, seeded
 from inference.objectives import LocalLoss
 from inference.progress import progress_bar
 from inference.supports import describe, same_support
@@ -99,7 +100,7 @@ def guide_of(guide: Callable[..., Any], index: Int[Tensor, " B"], *, num_data: i
             f"guide: expected one row a datapoint, {num_data}; got {len(guide.table)} rows. Pass the data they belong "
             "to."
         )
-    return guide.rows(index.to(guide.table.device))
+    return guide.rows(send(index, guide.table.device))
 
 
 def same_family(own: object, family: Family) -> bool:
@@ -259,7 +260,7 @@ def prior_draws(
     for rows in torch.arange(len(x)).split(BLOCK):
         here = x[rows]
         padded = torch.cat([here, here[-1:].expand(BLOCK - len(here), -1)])
-        with seeded(derive_seed(seed, stage, int(index[rows[0]]) // BLOCK)), torch.no_grad():
+        with measured(derive_seed(seed, stage, int(index[rows[0]]) // BLOCK)), torch.no_grad():
             parts.append(latent_prior(model, padded, site=site).sample((num_draws,))[:, : len(here)])
     return torch.cat(parts, dim=1)
 

@@ -16,7 +16,7 @@ from inference.counts import require_count
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.guides import Local
 from inference.isolation import device_of, frozen
-from inference.noise import BLOCK, derive_seed, like, resolve_seed, seeded
+from inference.noise import BLOCK, derive_seed, like, measured, resolve_seed
 
 __all__ = ["draw_pairs", "simulate", "site_for_any_x"]
 
@@ -67,7 +67,7 @@ def simulate(
             x = fetch(data, torch.arange(first, first + BLOCK) % available, device=device_of(model))
             if not first:
                 latent_prior(model, x, site=site)
-            with seeded(derive_seed(seed, "simulate", first // BLOCK)):
+            with measured(derive_seed(seed, "simulate", first // BLOCK)):
                 z, drawn = draw_pairs(model, x, site=site)
             if not first:
                 densities(model, drawn, z.unsqueeze(0), site=site)

@@ -15,7 +15,7 @@ from inference.counts import is_number, require_count
 from inference.densities import densities, guide_distribution
 from inference.diagnostics.bands import critical_level, limits, p_value, tail_probabilities
 from inference.isolation import device_of, frozen
-from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.results import Calibration
 from inference.scoring import draws_for, require_sound
 from inference.simulation import simulate, site_for_any_x
@@ -158,7 +158,7 @@ def _ranks(
     _, q = guide_distribution(guide, x, site=site)
     if not block:
         require_sound(model, guide, q, x, site=site)
-    with seeded(derive_seed(seed, "sbc", "draws", block)):
+    with measured(derive_seed(seed, "sbc", "draws", block)):
         draws = torch.cat([z.unsqueeze(0), q.sample((num_draws,)).to(z.dtype)])
     with pyro.validation_enabled(is_validate=False):
         log_p_xz = torch.cat(

@@ -25,7 +25,7 @@ from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
 from inference.isolation import eval_mode, modules_of, private_store, require_finite_parameters
-from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.progress import track
 from inference.results import Gaps
 
@@ -344,9 +344,9 @@ def _fill_block(
     for start in range(0, num_draws, PIECE):
         size = min(PIECE, num_draws - start)
         keys = ("draws", chain, start, first // BLOCK)
-        with seeded(derive_seed(seed, "posterior", *keys)):
+        with measured(derive_seed(seed, "posterior", *keys)):
             z = q.sample((size,))
-        with seeded(derive_seed(seed, "model", *keys)):
+        with measured(derive_seed(seed, "model", *keys)):
             nodes = _sample_sites(_trace(poutine.condition(model, {site: z}), x, size))
         log_probs = {name: _log_prob(node) for name, node in nodes.items()}
         put("posterior", site, start, z)
@@ -362,9 +362,9 @@ def _fill_block(
         size = min(size, num_predictive - start)
         if size <= 0:
             continue
-        with seeded(derive_seed(seed, "posterior_predictive", *keys)):
+        with measured(derive_seed(seed, "posterior_predictive", *keys)):
             predictive = _sample_sites(_trace(poutine.condition(free, {site: z[:size]}), x, size))
-        with seeded(derive_seed(seed, "prior", *keys)):
+        with measured(derive_seed(seed, "prior", *keys)):
             prior = _sample_sites(_trace(free, x, size))
         put("prior", site, start, prior[site]["value"])
         for name in layout.observed:

@@ -36,7 +36,7 @@ from inference.families import (
 from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
-from inference.noise import BLOCK, derive_seed, resolve_seed, seeded
+from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.progress import track
 from inference.results import Evidence
@@ -254,7 +254,7 @@ def _weigh(
         prior = latent_prior(model, torch.cat([x, x[-1:].expand(BLOCK - len(x), -1)]), site=site)
         for first in range(0, num_draws, DRAWS_AT_ONCE):
             size = (min(DRAWS_AT_ONCE, num_draws - first), BLOCK)
-            with seeded(derive_seed(seed, "evidence", block, first)):
+            with measured(derive_seed(seed, "evidence", block, first)):
                 noise = torch.randn(*size, num_noise, dtype=torch.float64)[:, : len(x)].to(x.device)
                 choice = torch.rand(size, dtype=torch.float64)[:, : len(x)].to(x.device)
                 prior_draws = prior.sample(size[:1])[:, : len(x)]
