@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from inference.compiled.facts import Facts
 from inference.compiled.precision import Precision, reduced
+from inference.compiled.replaying import Replayed, replayable
 from inference.compiled.tracing import Function, NotTraceable, Traced, trace, tracing
 from inference.noise import own_random_state
 
@@ -232,8 +233,21 @@ class Compiled:
         inputs = [*(arg.detach() for arg in args), *(tensor.detach() for tensor in traced.captured)]
         with own_random_state():
             inputs += [draw() for draw in traced.draws]
-        self._entries[key] = _Entry(self._from_graph(traced.graph, inputs), traced, facts)
+        run = self._from_graph(traced.graph, inputs)
+        if replayable(inputs) and not traced.draws_inside:
+            # From the first call on, so that a run that goes on from a saved state does what one in one piece does.
+            run = self._recorded(run, inputs, slice(len(args), len(args) + len(traced.captured)))
+        self._entries[key] = _Entry(run, traced, facts)
         return self._compare(self._entries[key], args)
+
+    def _recorded(
+        self, run: Callable[..., Sequence[Tensor]], inputs: list[Tensor], still: slice
+    ) -> Callable[..., Sequence[Tensor]]:
+        try:
+            with torch.no_grad(), own_random_state():
+                return Replayed(run, inputs, still)
+        except RuntimeError:  # An operation that waits for the device cannot be recorded.
+            return run
 
     def _from_graph(self, graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
         shapes = tuple((value.shape, value.stride(), value.dtype, value.device) for value in inputs)

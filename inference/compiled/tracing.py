@@ -77,6 +77,7 @@ class Traced:
         draws: make fresh random numbers, in the order in which the function drew them.
         present: for each output of the function, whether it is a tensor rather than None.
         num_operations: about how many it takes.
+        draws_inside: whether the graph draws random numbers itself, by values that it computes.
     """
 
     graph: GraphModule
@@ -84,6 +85,7 @@ class Traced:
     draws: list[Callable[[], Tensor]]
     present: list[bool]
     num_operations: int
+    draws_inside: bool
 
 
 def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
@@ -133,7 +135,8 @@ def trace(function: Function, args: Sequence[Tensor], facts: Facts) -> Traced:
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     by_rows_of_weights(graph, inputs[len(args) : len(args) + len(captured)])
     graph.recompile()
-    return Traced(graph, captured, draws, present, num_operations(graph))
+    draws_inside = any(_is_random(node) for node in graph.graph.nodes)
+    return Traced(graph, captured, draws, present, num_operations(graph), draws_inside)
 
 
 @contextmanager
