@@ -16,7 +16,7 @@ from timing.protocol import Cell
 from timing.sizes import Sizes
 
 
-def effect(name: str, sizes: Sizes, cache: Path) -> dict[str, Any]:
+def effect(name: str, sizes: Sizes, cache: Path, *, device: str = "cpu") -> dict[str, Any]:
     """Mean ELBO of held-out images after fits that differ in precision alone; all are scored in float32.
 
     Returns:
@@ -24,13 +24,14 @@ def effect(name: str, sizes: Sizes, cache: Path) -> dict[str, Any]:
         seeds.
     """
     data = images(name, cache)
-    x, held_out = data["train"][: sizes.num_train].float(), data["test"][: sizes.num_images].float()
+    x = data["train"][: sizes.num_train].float().to(device)
+    held_out = data["test"][: sizes.num_images].float().to(device)
     widths = (x.shape[1], *sizes.hidden, sizes.num_latents)
     found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for seed in range(sizes.precision_seeds):
         for precision, values in found.items():
             torch.manual_seed(seed)
-            vae = build(widths)
+            vae = build(widths).to(device)
             cell = Cell(
                 data="", widths=widths, batch=128, steps=0, options={"compile": sizes.compile, "precision": precision}
             )

@@ -18,14 +18,14 @@ from timing.sizes import Sizes
 EPOCHS = 3
 
 
-def sweeps(name: str, sizes: Sizes, cache: Path) -> dict[str, Any]:
+def sweeps(name: str, sizes: Sizes, cache: Path, *, device: str = "cpu") -> dict[str, Any]:
     """Microseconds a datapoint and sweep, E-step and M-step, by the number of E-steps a visit; warm rows."""
     data = images(name, cache)
-    x = torch.cat([data["train"], data["test"]])[: sizes.num_sweep].float()
+    x = torch.cat([data["train"], data["test"]])[: sizes.num_sweep].float().to(device)
     found: dict[str, Any] = {"num_data": len(x), "batch": 128}
     for num_steps in (1, 5):
         torch.manual_seed(0)
-        vae = build((x.shape[1], *sizes.hidden, sizes.num_latents))
+        vae = build((x.shape[1], *sizes.hidden, sizes.num_latents)).to(device)
         ends: list[float] = []
         training = Training(
             epochs=EPOCHS,
