@@ -213,8 +213,9 @@ def scoring_noise(
 ) -> Iterator[Float[Tensor, "S B R"]]:
     """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
 
-    The parts' size is fixed, a multiple of `whole` pairs, so that the numbers do not depend on the chunk. What needs
-    more numbers than D gets the rest from elsewhere: its first D are those of every other family.
+    What is drawn at once is fixed, so that the numbers do not depend on the chunk; what comes at once is a multiple of
+    `whole` pairs. What needs more numbers than D gets the rest from elsewhere: its first D are those of every other
+    family.
     """
     if isinstance(drawn, Family):
         size, extra = drawn.num_latents, drawn.num_noise - drawn.num_latents
@@ -227,7 +228,9 @@ def scoring_noise(
         if extra:
             more = normal_noise(seed, f"{stage}/{first}/extra", index, (pairs, extra), step=step, like=like(x))
             noise = torch.cat([noise, more], dim=-1)
-        yield torch.stack([noise, -noise], dim=1).flatten(0, 1)
+        yield from (
+            torch.stack([noise, -noise], dim=1).flatten(0, 1).split(2 * whole * max(1, draws_for(x) // (2 * whole)))
+        )
 
 
 def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
