@@ -304,3 +304,18 @@ def test_a_neighbour_is_measured_in_processes_of_their_own():
     found = threads.measure({"OMP_NUM_THREADS": "1"}, 0.05, neighbour=True)
     assert found["threads"] == 1 and 0 < found["best"] <= found["median"] <= found["worst"]
     assert "default" in threads.text_of({"default": {"alone": found, "neighbour": found}})
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_with_the_cpu_in_its_place(tmp_path, run_benchmark):
+    done = run_benchmark("gpu.py", tmp_path, "--device=cpu")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert {"training", "em", "precision", "agreement"} <= set(record)
+    assert all(one["largest_difference"] == 0 for name, one in record["agreement"].items() if name != "num_data")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says that there is no GPU")
+def test_the_gpu_benchmark_says_that_there_is_none(tmp_path, run_benchmark):
+    done = run_benchmark("gpu.py", tmp_path)
+    assert done.returncode == 2 and "torch sees none" in done.stderr

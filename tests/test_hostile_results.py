@@ -133,6 +133,10 @@ def test_a_promise_of_more_than_there_is_memory(tree, tmp_path, monkeypatch):
     assert path.stat().st_size < 2**18
     with pytest.raises(ValueError, match=r"results\.nc.*it holds 7.3 TiB, and .* of memory are free"):
         load_datatree(path)
+    # Of one group the others' promises are nothing; its own is.
+    assert list(load_datatree(path, group="gaps").to_dataset()) == list(tree["gaps"].to_dataset())
+    with pytest.raises(ValueError, match=r"results\.nc.*it holds 7.3 TiB"):
+        load_datatree(path, group="posterior")
     monkeypatch.setattr(files, "available_memory", lambda: None)
     assert "gaps" in load_datatree(save_datatree(tree, tmp_path / "other.nc")).children
 

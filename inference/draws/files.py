@@ -50,14 +50,15 @@ def save_datatree(tree: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load_datatree(path: str | os.PathLike[str]) -> xr.DataTree:
+def load_datatree(path: str | os.PathLike[str], *, group: str | None = None) -> xr.DataTree:
     """Read a tree into memory. Nothing in the file is executed.
 
     Args:
         path: what `save_datatree` wrote.
+        group: the only group to read, where the others are not needed; all of them by default.
 
     Returns:
-        The tree; the file is closed.
+        The tree, of one group that group's; the file is closed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,7 +71,7 @@ def load_datatree(path: str | os.PathLike[str]) -> xr.DataTree:
         # Where HDF5 refuses the file or its root, h5netcdf leaves half an object, of which Python complains in the end.
         with h5py.File(path, "r") as file:
             dict(file.attrs)
-        with xr.open_datatree(path, engine="h5netcdf", phony_dims="access") as tree:
+        with xr.open_datatree(path, engine="h5netcdf", phony_dims="access", group=group) as tree:
             size, room = sum(node.to_dataset(inherit=False).nbytes for node in tree.subtree), available_memory()
             if room is not None and size > room:
                 raise MemoryError(f"it holds {in_words(size)}, and {in_words(room)} of memory are free")

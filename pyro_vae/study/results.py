@@ -17,7 +17,7 @@ import xarray as xr
 
 from inference import Evidence, Gaps, by_one_estimator
 from inference.checkpoint import atomic_write
-from inference.draws import gaps_from_datatree
+from inference.draws import gaps_from_datatree, load_datatree
 from inference.results import Note, summarise
 from pyro_vae.comparison import Scored
 from pyro_vae.names import did_you_mean
@@ -363,8 +363,8 @@ def _read_cell(folder: Path, place: Mapping[str, str]) -> ScoredCell:
         config = _read_json(folder / CONFIG, _CONFIG)
         record = _read_json(folder / SCORED, ("seconds",))
         # One group of many: of a study of hundreds of cells the draws need not be opened.
-        with xr.open_dataset(folder / RESULTS, group=_GAPS, engine="h5netcdf") as group:
-            gaps = gaps_from_datatree(xr.DataTree.from_dict({_GAPS: group}))
+        group = load_datatree(folder / RESULTS, group=_GAPS).to_dataset()
+        gaps = gaps_from_datatree(xr.DataTree.from_dict({_GAPS: group}))
     # What a damaged file of HDF5 raises depends on where the damage is.
     except Exception as error:
         raise ValueError(
