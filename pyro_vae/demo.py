@@ -16,13 +16,15 @@ import torch
 from inference import Adam, Cosine, Fit, Gaps, Training, by_one_estimator
 from inference.noise import resolve_seed
 from inference.results import summarise
+from pyro_vae.configuration import read_config
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES, Engine
 from pyro_vae.figures import draw_gaps, save
+from pyro_vae.folders import CONFIG, FIGURES, new_folder
 from pyro_vae.jobs import fit_guide, fit_run, gaps_label, measure_run
 from pyro_vae.parts import Parts, options
 from pyro_vae.plots import plot_elbo
-from pyro_vae.run import CONFIG, FIGURES, Run, new_folder, read_config
+from pyro_vae.run import Run
 
 __all__ = ["Demo", "run_demo", "table"]
 

@@ -37,9 +37,10 @@ from pyro_vae import plots
 from pyro_vae.data import Dataset, Split, load, located
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
+from pyro_vae.folders import FIGURES, RESULTS
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.parts import Parts, Sizes, catalog, options
-from pyro_vae.run import FIGURES, RESULTS, Run, open_run, save_run
+from pyro_vae.run import Run, open_run, save_run
 from pyro_vae.vae import VAE
 
 __all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "join_run", "measure_run", "start_at_data"]

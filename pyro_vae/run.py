@@ -6,14 +6,9 @@ import dataclasses
 import json
 import os
 import platform
-import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,33 +16,22 @@ from typing import Any
 import torch
 import xarray as xr
 
-import inference.training
 from inference import Fit, Gaps, Local, Training
 from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from inference.draws import gaps_from_datatree, load_datatree, save_datatree
 from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
+from pyro_vae.configuration import as_configuration, read_config, training_from, version_of
 from pyro_vae.data import NAMED, Dataset, load, located
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
+from pyro_vae.folders import CHECKPOINT, CONFIG, FIGURES, METRICS, RESULTS, runs_in
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
-__all__ = [
-    "Run",
-    "listed",
-    "new_folder",
-    "no_folder",
-    "open_run",
-    "read_config",
-    "runs_in",
-    "save_run",
-    "training_from",
-    "unfinished",
-]
+__all__ = ["Run", "open_run", "save_run"]
 
-CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
 _PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "xarray")
 
 
@@ -108,7 +92,7 @@ class Run:
             FileNotFoundError: they are not there any more.
             ValueError: they are not the same data any more.
         """
-        with _as_configuration(self.folder / CONFIG):
+        with as_configuration(self.folder / CONFIG):
             asked = dict(self.config["data"]["load"])
             try:
                 data = load(**asked)
@@ -211,97 +195,6 @@ class Run:
         save_datatree(tree, self.folder / RESULTS)
 
 
-def unfinished(out: Path) -> Path:
-    """Where the state of a fit is that has not become a run yet, beside the folder that it is going to fill.
-
-    Args:
-        out: that folder.
-    """
-    return out.parent / f"{out.name}.unfinished"
-
-
-def training_from(config: Mapping[str, Any]) -> Training:
-    """The settings that a run was trained with.
-
-    Args:
-        config: the run's configuration.
-
-    Raises:
-        ValueError: a setting is missing, or there is none of that name.
-    """
-    with _as_configuration("training"):
-        settings = dict(config["training"])
-        for name in ("optimizer", "schedule"):
-            # JSON has lists for tuples.
-            options = {key: tuple(value) if isinstance(value, list) else value for key, value in settings[name].items()}
-            settings[name] = getattr(inference.training, str(options.pop("part")))(**options)
-        return Training(**settings)
-
-
-@contextmanager
-def _as_configuration(where: Path | str) -> Iterator[None]:
-    """Read what a configuration must hold; what is missing or unknown in it is said in one line."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError) as error:
-        wrong = f"{error} is" if isinstance(error, KeyError) else f"something is ({error})"
-        raise ValueError(
-            f"{where}: expected a run's configuration; in it {wrong} missing or unknown. Fit again."
-        ) from error
-
-
-@contextmanager
-def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill that becomes `out` when the block ends well, and vanishes when it does not.
-
-    Args:
-        out: where the run shall lie; its parents are made. Of a link it is the folder that it leads to.
-        replace: whether a run that is there is replaced; it stays until the new one is complete.
-
-    Raises:
-        ValueError: `out` holds a run already, or other files, or is a file or the folder one is in.
-    """
-    if Path.cwd().is_relative_to(out.resolve()):
-        # It is put in place whole, which would leave a shell in a folder that is gone.
-        raise ValueError(
-            f"--out {out}: expected a folder to make; you are in it. Name one below, such as {out / 'run'}."
-        )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: expected a folder; it is a file. Choose another.")
-    if out.is_dir() and any(out.iterdir()):
-        is_run = (out / CONFIG).is_file()
-        if not is_run:
-            raise ValueError(f"--out {out}: expected an empty or new folder; it holds other files. Choose another.")
-        if not replace:
-            raise ValueError(
-                f"--out {out}: the folder already holds a run; nothing was touched. Choose another, or --overwrite."
-            )
-    try:
-        place = out.resolve()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Not by mkdtemp, which makes folders for their owner alone: who may read a run is for the umask to say.
-        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}"
-        partial.mkdir()
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
-    try:
-        yield partial
-        if not place.is_dir():
-            os.replace(partial, place)
-            return
-        # The old one is put aside, not removed, until the new one is there.
-        old = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-        os.replace(place, old)
-        try:
-            os.replace(partial, place)
-        except BaseException:
-            os.replace(old, place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def save_run(
     folder: Path,
     *,
@@ -321,7 +214,7 @@ def save_run(
     """
     resolved = {
         **config,
-        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version_of(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(resolved, indent=2) + "\n")
@@ -355,7 +248,7 @@ def open_run(folder: str | Path) -> Run:
             f"{folder}: expected a run folder; pyro-vae {config['command']} wrote it. "
             + (f"The runs in it: {runs}." if runs else "It keeps no run.")
         )
-    with _as_configuration(folder / CONFIG):
+    with as_configuration(folder / CONFIG):
         parts, sizes = Parts.from_config(config["parts"]), Sizes(**config["sizes"])
     try:
         content = load_checkpoint(folder / CHECKPOINT)
@@ -390,83 +283,6 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, config, vae.eval(), fit)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a run.
-
-    Args:
-        path: its config.json.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not one, or a newer version wrote it.
-    """
-    try:
-        config = json.loads(path.read_text())
-    except NotADirectoryError as error:
-        raise ValueError(
-            f"{path.parent}: expected a run folder; it is a file. Name the folder that it lies in."
-        ) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(_no_run(path.parent, path.name)) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected JSON; it cannot be read ({error}). Fit again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a run's configuration; it holds a {type(config).__name__}. Fit again.")
-    with _as_configuration(path):
-        written, here = str(config.get("versions", {}).get("pyro-vae", "0")), _version("pyro-vae")
-    if here != "unknown" and _numbers(written) > _numbers(here):
-        raise ValueError(
-            f"{path}: it was written by pyro-vae {written}, which is newer than this {here}. Install that version "
-            f"(pip install 'pyro-vae>={written}')."
-        )
-    return config
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """The runs that lie side by side in a folder.
-
-    Args:
-        folder: the one above them.
-    """
-    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-
-
-def listed(runs: Sequence[Path]) -> str:
-    """Runs by their names, a few of many.
-
-    Example:
-        >>> listed([Path("runs/mine"), Path("runs/x5")])
-        'the runs mine, x5'
-    """
-    names = ", ".join(run.name for run in runs[:5])
-    if len(runs) == 1:
-        return f"the run {names}"
-    return f"the runs {names}" + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-
-
-def no_folder(folder: Path) -> str:
-    """What to say of a folder that is not there: where it was looked for, which tells of a wrong working directory.
-
-    Args:
-        folder: as it was given.
-    """
-    return f"there is no folder {os.path.abspath(folder)}. Check the path, and the folder you are in."
-
-
-def _no_run(folder: Path, name: str) -> str:
-    if not folder.is_dir():
-        return f"{folder}: expected a run folder; {no_folder(folder)}"
-    if runs := runs_in(folder):
-        return f"{folder}: expected a run folder; it holds {listed(runs)}. Name one, such as {runs[0]}."
-    return (
-        f"{folder}: expected a run folder; there is no {name} in it. Make one by `pyro-vae fit --out {folder / 'run'}`."
-    )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
-
-
 def _content(vae: VAE, fit: Fit) -> dict[str, Any]:
     return {
         "vae": vae.state_dict(),
@@ -476,10 +292,3 @@ def _content(vae: VAE, fit: Fit) -> dict[str, Any]:
             "settings": json.loads(json.dumps(dict(fit.settings), default=str)),
         },
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return "unknown"

@@ -11,7 +11,7 @@ from inference import Stopped
 from inference.checkpoint import load_checkpoint
 from inference.training.saving import Saver
 from pyro_vae.cli import main
-from pyro_vae.run import unfinished
+from pyro_vae.folders import unfinished
 
 SMALL = ["--num-latents=2", "--training.epochs=3", "--training.batch-size=200", "decoder:mlp", "encoder:mlp"]
 

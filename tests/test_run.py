@@ -9,8 +9,9 @@ import torch
 
 from inference import Fit
 from pyro_vae import VAE
+from pyro_vae.folders import new_folder
 from pyro_vae.parts import Parts, Sizes
-from pyro_vae.run import Run, new_folder, open_run, save_run
+from pyro_vae.run import Run, open_run, save_run
 
 
 def test_a_run_in_print_at_a_prompt_and_in_a_notebook():

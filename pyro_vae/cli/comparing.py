@@ -18,7 +18,7 @@ from pyro_vae.data import load, located
 from pyro_vae.demo import run_demo, table
 from pyro_vae.encoding import to_json
 from pyro_vae.figures import save
-from pyro_vae.run import CONFIG, new_folder
+from pyro_vae.folders import CONFIG, new_folder
 from pyro_vae.study import CELLS, read_study, run_study
 
 __all__ = ["CompareCommand", "DemoCommand", "StudyCommand"]

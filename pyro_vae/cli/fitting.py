@@ -12,10 +12,11 @@ from inference.processes import agree, is_first
 from pyro_vae.cli.options import DataOptions, ObjectiveOption, PartsOptions, TrainingOptions
 from pyro_vae.cli.output import default_out, next_command, print_json
 from pyro_vae.cli.resuming import kept_state
+from pyro_vae.configuration import read_config, training_from
 from pyro_vae.engines import Engine, objective_from
+from pyro_vae.folders import CONFIG, new_folder
 from pyro_vae.jobs import fit_run, join_run
 from pyro_vae.report.missing import trains_longer
-from pyro_vae.run import CONFIG, new_folder, read_config, training_from
 
 __all__ = ["EmCommand", "FitCommand"]
 

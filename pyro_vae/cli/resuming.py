@@ -13,7 +13,7 @@ from pathlib import Path
 from inference import Resume, Stopped
 from inference.checkpoint import atomic_write
 from inference.processes import is_first
-from pyro_vae.run import unfinished
+from pyro_vae.folders import unfinished
 
 __all__ = ["going_on", "kept_state", "typed"]
 

@@ -8,7 +8,7 @@ from shlex import quote
 from typing import Any
 
 from inference import Fit
-from pyro_vae.run import FIGURES, METRICS, RESULTS
+from pyro_vae.folders import FIGURES, METRICS, RESULTS
 
 __all__ = ["missing_from", "trains_longer"]
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from inference import Gaps
 from pyro_vae.engines import ENGINES
+from pyro_vae.folders import FIGURES
 from pyro_vae.report.missing import missing_from, trains_longer
 from pyro_vae.report.page import commands, details, figures, number_table, page, paragraphs, warnings_of, word_table
-from pyro_vae.run import FIGURES, Run
+from pyro_vae.run import Run
 from pyro_vae.study.words import words
 
 __all__ = ["run_page"]

@@ -7,9 +7,10 @@ from pathlib import Path
 from shlex import quote
 
 from inference.checkpoint import atomic_write
+from pyro_vae.folders import CONFIG, listed, no_folder, runs_in
 from pyro_vae.report.run import run_page
 from pyro_vae.report.study import study_page
-from pyro_vae.run import CONFIG, Run, listed, no_folder, open_run, runs_in
+from pyro_vae.run import Run, open_run
 from pyro_vae.study import STUDY, StudyResults
 
 __all__ = ["open_folder", "write_report"]

@@ -20,9 +20,9 @@ from inference.checkpoint import atomic_write
 from inference.draws import gaps_from_datatree, load_datatree
 from inference.results import Note, summarise
 from pyro_vae.comparison import Scored
+from pyro_vae.folders import CONFIG, RESULTS
 from pyro_vae.names import did_you_mean
 from pyro_vae.parts import KINDS
-from pyro_vae.run import CONFIG, RESULTS
 from pyro_vae.study.differences import Difference, Refusal, difference_of
 from pyro_vae.study.grid import Study
 from pyro_vae.study.words import where, words

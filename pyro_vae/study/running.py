@@ -24,8 +24,9 @@ from inference.checkpoint import atomic_write
 from inference.noise import derive_seed
 from inference.progress import progress_bar
 from pyro_vae.data import load
+from pyro_vae.folders import CONFIG, new_folder, unfinished
 from pyro_vae.jobs import fit_run, measure_run
-from pyro_vae.run import CONFIG, Run, new_folder, open_run, unfinished
+from pyro_vae.run import Run, open_run
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
 from pyro_vae.study.words import words
