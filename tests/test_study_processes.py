@@ -55,6 +55,7 @@ def test_two_processes_find_what_one_finds(alone, data, tmp_path):
     require_same(results, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="no Dask (pip install distributed)")
 @pytest.mark.filterwarnings("ignore")  # Dask's own
 def test_dask_finds_the_same(alone, data, tmp_path):
