@@ -1,4 +1,4 @@
-"""How much memory is left, so that what would take more is refused, or kept on disk."""
+"""How much memory is left, so that what would take more is refused, or kept on disk; and how much is taken at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory", "in_words"]
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["VALUES_AT_ONCE", "available_memory", "draws_for", "in_words"]
+
+# Numbers of an intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
+VALUES_AT_ONCE = 2**21
 
 _MEMINFO = Path("/proc/meminfo")
 # Which group of processes this one is in (a container, a job of a scheduler), and where groups are described.
@@ -23,6 +29,17 @@ def available_memory() -> int | None:
     """
     known = [found for found in (_of_machine(), *_of_groups()) if found is not None]
     return max(0, min(known)) if known else None
+
+
+def draws_for(x: Float[Tensor, "B P"]) -> int:
+    """How many draws for all of `x` are taken at once.
+
+    Example:
+        >>> import torch
+        >>> draws_for(torch.zeros(64, 784))
+        41
+    """
+    return max(1, VALUES_AT_ONCE // x.numel())
 
 
 def in_words(num_bytes: int) -> str:

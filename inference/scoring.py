@@ -20,13 +20,11 @@ from inference.devices import send
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
 from inference.isolation import eval_mode, running
+from inference.memory import VALUES_AT_ONCE, draws_for
 from inference.noise import BLOCK, derive_seed, like, measured, normal_noise, own_random_state, seeded
 from inference.objectives import LocalLoss
 from inference.progress import progress_bar
 from inference.supports import describe, same_support
-
-# Values per intermediate tensor: large enough to hide Python, small enough for a CPU's cache and any GPU's memory.
-VALUES_AT_ONCE = 2**21
 
 
 def chunk_size(data: Data, num_particles: int) -> int:
@@ -196,7 +194,8 @@ def score_distribution(
     with pyro.validation_enabled(is_validate=False):
         for noise in scoring_noise(x, index, q, num_draws, seed=seed, stage="score"):
             z, log_q = from_noise(q, noise)
-            parts.append(densities(model, x, z, site=site).log_joint - log_q)
+            for few_z, few_q in zip(z.split(draws_for(x)), log_q.split(draws_for(x)), strict=True):
+                parts.append(densities(model, x, few_z, site=site).log_joint - few_q)
     return torch.cat(parts)
 
 
@@ -213,9 +212,8 @@ def scoring_noise(
 ) -> Iterator[Float[Tensor, "S B R"]]:
     """Noise in which draw s + 1 mirrors draw s for even s, in parts small enough for memory.
 
-    What is drawn at once is fixed, so that the numbers do not depend on the chunk; what comes at once is a multiple of
-    `whole` pairs. What needs more numbers than D gets the rest from elsewhere: its first D are those of every other
-    family.
+    The parts' size is fixed, a multiple of `whole` pairs, so that the numbers do not depend on the chunk. What needs
+    more numbers than D gets the rest from elsewhere: its first D are those of every other family.
     """
     if isinstance(drawn, Family):
         size, extra = drawn.num_latents, drawn.num_noise - drawn.num_latents
@@ -228,9 +226,7 @@ def scoring_noise(
         if extra:
             more = normal_noise(seed, f"{stage}/{first}/extra", index, (pairs, extra), step=step, like=like(x))
             noise = torch.cat([noise, more], dim=-1)
-        yield from (
-            torch.stack([noise, -noise], dim=1).flatten(0, 1).split(2 * whole * max(1, draws_for(x) // (2 * whole)))
-        )
+        yield torch.stack([noise, -noise], dim=1).flatten(0, 1)
 
 
 def pair_means(draws: Float[Tensor, "S B"]) -> Float[Tensor, "S/2 B"]:
@@ -322,11 +318,6 @@ def _require_fit(
             f"site '{site}': expected a family on {describe(prior.support)}, where the model's prior lives; got {what} "
             f"on {describe(support)}. Push the family through a bijection: Constrained(family, prior.support)."
         )
-
-
-def draws_for(x: Float[Tensor, "B P"]) -> int:
-    """How many draws for all of `x` fit in memory at once."""
-    return max(1, VALUES_AT_ONCE // x.numel())
 
 
 def require_tol(tol: float) -> None:

@@ -2,10 +2,24 @@
 
 import logging
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import Annealing, FullCovariance, MeanField, Resume, Search, Stopped, ais, iwae, measure_gaps, refine
+from inference import (
+    Annealing,
+    FullCovariance,
+    MeanField,
+    Resume,
+    Search,
+    Stopped,
+    ais,
+    elbo,
+    iwae,
+    measure_gaps,
+    refine,
+)
 from inference.chunked import over_chunks
 from inference.guides import Amortized
 from inference.resuming import Journal
@@ -167,3 +181,29 @@ class TestJournal:
         assert stop.value.signal == 2
         again, found = self.go(tmp_path, x)
         assert len(again.sizes) == 14 and torch.equal(found["sum"], x.sum(-1))
+
+
+@pytest.mark.parametrize("name", ["refine", "elbo"])
+def test_draws_are_scored_within_the_budget_of_a_chunk(name, monkeypatch):
+    """Thirty-two draws of a chunk that was cut for two would take sixteen times as much."""
+    x, seen = torch.randn(70, 3), []
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            seen.append(z.numel() // (2 * len(x)))
+            return pyro.sample("x", dist.Normal(torch.cat([z, z[..., :1]], -1), 1.0).to_event(1), obs=x)
+
+    guide = Amortized(MeanField(2), torch.nn.Linear(3, 4))
+
+    def run():
+        seen.clear()
+        if name == "elbo":
+            return elbo(model, guide, x, num_draws=64, seed=0).value
+        return refine(model, MeanField(2), x, num_draws=64, search=Search(max_rounds=1), seed=0).elbo
+
+    whole = run()
+    assert max(seen) == 32
+    monkeypatch.setattr("inference.memory.VALUES_AT_ONCE", 4 * x.numel())
+    torch.testing.assert_close(run(), whole, rtol=1e-12, atol=1e-12)
+    assert max(seen) == 4

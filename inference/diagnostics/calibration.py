@@ -15,9 +15,10 @@ from inference.counts import is_number, require_count
 from inference.densities import densities, guide_distribution
 from inference.diagnostics.bands import critical_level, limits, p_value, tail_probabilities
 from inference.isolation import device_of, frozen
+from inference.memory import draws_for
 from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.results import Calibration
-from inference.scoring import draws_for, require_sound
+from inference.scoring import require_sound
 from inference.simulation import simulate, site_for_any_x
 
 __all__ = ["judge", "sbc"]

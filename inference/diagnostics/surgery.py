@@ -17,10 +17,10 @@ from inference.counts import is_number
 from inference.densities import densities, guide_distribution, latent_prior
 from inference.families import from_noise, loc_and_tril, marginals
 from inference.isolation import device_of, frozen
+from inference.memory import VALUES_AT_ONCE
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.results import Surgery
 from inference.scoring import (
-    VALUES_AT_ONCE,
     guide_of,
     pair_means,
     read_chunks,

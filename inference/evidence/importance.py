@@ -36,12 +36,13 @@ from inference.families import (
 from inference.given import Given, over_draws
 from inference.guides import Local
 from inference.isolation import device_of, frozen
+from inference.memory import draws_for
 from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.objectives import LocalLoss
 from inference.progress import track
 from inference.results import Evidence
 from inference.resuming import Journal, Resume
-from inference.scoring import draws_for, first_distribution, guide_of, require_draws, require_sound
+from inference.scoring import first_distribution, guide_of, require_draws, require_sound
 from inference.search import Search, best_rows
 from inference.supports import bijection
 from inference.weights import Weighed, weigh

@@ -18,9 +18,9 @@ from inference.counts import require_count
 from inference.densities import densities, latent_prior, require_rowwise
 from inference.given import Given, over_draws
 from inference.isolation import device_of, frozen
+from inference.memory import draws_for
 from inference.noise import like, seeded
 from inference.results import Evidence
-from inference.scoring import draws_for
 from inference.supports import bijection
 
 __all__ = ["quadrature"]

@@ -18,6 +18,7 @@ from inference.counts import require_kind
 from inference.densities import densities, guide_distribution
 from inference.families import Family, from_noise, noise_size
 from inference.isolation import modules_of
+from inference.memory import draws_for
 from inference.noise import like
 from inference.objectives.elbo import PathwiseELBO, StickingTheLanding
 from inference.objectives.loss import Joint, Loss, log_prob_at, surrogate
@@ -288,7 +289,10 @@ class LocalLoss(Objective):
     @torch.no_grad()
     def _eager_log_weights(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor]:
         z, log_q = from_noise(self.family(rows), noise)
-        return (densities(self.model, x, z, site=self.site).log_joint - log_q,)
+        # Compiled code makes few tensors of its own.
+        size = len(z) if tracing.get() else draws_for(x)
+        parts = [densities(self.model, x, few, site=self.site).log_joint for few in z.split(size)]
+        return (torch.cat(parts) - log_q,)
 
     def differentiable_gradient(
         self, x: Float[Tensor, "B P"], rows: Float[Tensor, "B K"], noise: Float[Tensor, "S B R"]
