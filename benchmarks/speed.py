@@ -5,10 +5,10 @@ Fashion-MNIST, and writes `FOLDER/record.json` (medians, best, ratios, targets, 
 `--only` chooses parts. Data, fitted models and reference optima are kept in `FOLDER/kept` (`--cache`); nothing that was
 timed is.
 
-* Training: milliseconds a step of `fit_svi` end to end, of Pyro's `SVI`, of plain PyTorch, of `torch.compile`, and,
-  given interpreters that have them, of NumPyro (`--numpyro-python`) and pythae (`--pythae-python`); beside the matrix
-  products of a step alone, which no use of torch can undercut. Each method has a process of its own, which is idle
-  until it is asked for its next block of steps.
+* Training, on the CPU (`benchmarks/gpu.py` has the GPU): milliseconds a step of `fit_svi` end to end, of Pyro's `SVI`,
+  of plain PyTorch, of `torch.compile`, and, given interpreters that have them, of NumPyro (`--numpyro-python`) and
+  pythae (`--pythae-python`); beside the matrix products of a step alone, which no use of torch can undercut. Each
+  method has a process of its own, which is idle until it is asked for its next block of steps.
 * E-step: seconds until 1000 held-out images are within 0.05 and 0.01 nat of their best mean-field q.
 * Annealing: leapfrog steps a second, and seconds until the bounds of bidirectional Monte Carlo are 0.5 nat apart.
 * Precision: what bf16 does to the held-out ELBO.
@@ -26,7 +26,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from records import provenance, write
 from studies.common import one_line_errors, say
 from timing.images import images, slices, trained, training_file
@@ -49,17 +48,12 @@ PARTS = ("training", "precision", "estep", "ais", "em")
 def measure_training(
     sizes: Sizes, cache: Path, log: Path, probe: Probe, *, numpyro: str | None, pythae: str | None
 ) -> dict[str, Any]:
-    """The table on the CPU, the fixed cost of a step, and the table on a GPU where there is one."""
+    """The table, and the fixed cost of a step."""
     chosen = methods(sizes, numpyro=numpyro, pythae=pythae)
     file = training_file(sizes.datasets[0], cache)
     tiny = tiny_cell(sizes, slices(file, sizes.tiny[0]))
     record = table(chosen, [*cells(sizes, file, device="cpu"), (tiny, sizes.tiny_rounds)], log=log, probe=probe)
     record["fixed_overhead"] = {**record["cells"].pop(), "profile_of_fit_svi": profiled(tiny, sizes, log=log)}
-    record["gpu"] = "none"
-    if torch.cuda.is_available():
-        # NumPyro's interpreter has the CPU's jax.
-        own = {name: method for name, method in chosen.items() if method.module != "numpyro_scan"}
-        record["gpu"] = table(own, cells(sizes, file, device="cuda"), log=log, probe=probe)
     return record
 
 

@@ -246,7 +246,6 @@ def test_tables_of_two_runs():
     record = measured()
     record["targets"] = targets.as_records(targets.targets(record))
     record["training"]["fixed_overhead"] = record["training"]["cells"][0]
-    record["training"]["gpu"] = "none"
     record["ais"]["leapfrogs"]["rows_a_second"] = {leapfrogs.SLOW: 30000.0}
     record["ais"]["widths"]["seconds"] = {}
     text = markdown.tables([record, record])

@@ -103,8 +103,6 @@ def tables(records: Sequence[Record]) -> str:
     if "training" in first:
         parts.append(training_table(first["training"]))
         parts.append(training_table({"cells": [first["training"]["fixed_overhead"]]}))
-        if isinstance(first["training"]["gpu"], Mapping):
-            parts.append(training_table(first["training"]["gpu"]))
     if "estep" in first:
         parts.append(race_table(first["estep"]))
     if "ais" in first:
