@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ from pyro_vae.run import Run, open_run, save_run
 from pyro_vae.vae import VAE
 
 __all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "join_run", "measure_run", "start_at_data"]
+
+_log = logging.getLogger(__name__)
 
 # Datapoints with draws in results.nc, and in the pictures.
 NUM_DRAWN = 100
@@ -302,7 +305,11 @@ def measure_run(
         test = test.head(min(num_data, len(test)))
     if device is not None:
         run.vae.to(resolve_device(device))
-    guide = run.vae.guide or fit_guide(run, training=training, seed=seed)[0]
+    guide = run.vae.guide
+    if guide is None:
+        guide, fit = fit_guide(run, training=training, seed=seed)
+        for note in fit.notes():
+            _log.warning("%s: of the encoder that was fitted to its model: %s", run.folder, note.in_full)
     gaps = measure_gaps(run.vae.model, guide, test, families=families, resume=resume, seed=seed)
     if not is_first():
         return gaps

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -70,6 +72,29 @@ def test_the_rows_of_em_keep_their_family_when_a_guide_is_fitted(tmp_path):
     assert torch.equal(score(again), before)
     for ours, theirs in zip(again.vae.guide.parameters(), guide.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_an_encoder_whose_fit_was_cut_short_is_named(tmp_path, monkeypatch, caplog):
+    """Gaps of an EM run are measured with an encoder that is fitted to it first."""
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr("pyro_vae.jobs._draw", lambda *_, **__: None)
+    fitted = run(tmp_path, "em")
+
+    class Reached(Exception):
+        pass
+
+    def reached(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr("pyro_vae.jobs.measure_gaps", reached)
+    settings = {"training": {"epochs": 40}}
+    for curve, said in ((torch.linspace(-30, -20, 40), True), (torch.full((40,), -20.0), False)):
+        caplog.clear()
+        fit = dataclasses.replace(fitted.fit, elbo=curve.double(), elbo_validation=None, settings=settings)
+        monkeypatch.setattr("pyro_vae.jobs.fit_guide", lambda run, fit=fit, **_: (run.new_guide(), fit))
+        with pytest.raises(Reached):
+            measure_run(fitted, num_data=2)
+        assert ("encoder that was fitted to its model: The ELBO was still rising" in caplog.text) == said
 
 
 @pytest.mark.slow

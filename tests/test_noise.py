@@ -1,8 +1,10 @@
 import re
 
+import pyro.distributions as dist
 import pytest
 import torch
 
+from inference import noise as room
 from inference.noise import BLOCK, antithetic, derive_seed, normal_noise, own_random_state, resolve_seed, seeded
 
 like = torch.zeros(0, dtype=torch.float64)
@@ -120,3 +122,30 @@ def test_resolve_seed():
 def test_bad_seeds(seed):
     with pytest.raises(ValueError, match=re.escape(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")):
         resolve_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda one: dist.Normal(2 * one, one).sample((50,)),
+        lambda one: dist.Laplace(2 * one, one).sample((50,)),
+        lambda one: dist.Gamma(2 * one, one).sample((50,)),
+        lambda one: dist.MixtureSameFamily(dist.Categorical(one), dist.Normal(one, 0.1)).sample((50,)),
+        lambda one: torch.rand(3, device=one.device) + torch.zeros_like(one).uniform_(),
+        lambda one: torch.randn_like(one),
+    ],
+)
+def test_what_is_drawn_elsewhere_is_drawn_here(draw, monkeypatch):
+    """With the CPU in the GPU's place: every draw, and nothing else, is made of copies."""
+    one, copied = torch.ones(3), []
+    with seeded(3):
+        plain = draw(one)
+    monkeypatch.setattr(room, "_is_cuda", lambda device: device is not None)
+    copy = room._on_cpu
+    monkeypatch.setattr(room, "_on_cpu", lambda value: copied.append(value) or copy(value))
+    with seeded(3), room._DrawnOnCPU():
+        _ = one * one + one.exp()
+        assert not copied
+        moved = draw(one)
+    assert torch.equal(moved, plain)
+    assert copied
