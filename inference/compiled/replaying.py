@@ -47,14 +47,16 @@ class Replayed:
         self._graph = torch.cuda.CUDAGraph()
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_RUNS):
-                run(*self._inputs)
-        here.wait_stream(aside)
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._outputs = list(run(*self._inputs))
-        for tensor, value in zip(captured, before, strict=True):
-            tensor.copy_(value)
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_RUNS):
+                    run(*self._inputs)
+            here.wait_stream(aside)
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._outputs = list(run(*self._inputs))
+        finally:
+            for tensor, value in zip(captured, before, strict=True):
+                tensor.copy_(value)
         self._are_floats = all(output.is_floating_point() for output in self._outputs)
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:

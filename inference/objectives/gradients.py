@@ -70,9 +70,7 @@ class Gradients:
         if self.objective.is_true:
             loss, elbo, *grads = self._true(*args)
         else:
-            like = self.leaves[0]
-            weight = torch.full((), float(self.objective.kl_weight), dtype=like.dtype, device=like.device)
-            loss, elbo, *grads = self._weighted(weight, *args)
+            loss, elbo, *grads = self._weighted(self.objective.weight_tensor(self.leaves[0]), *args)
         return Step(loss, elbo, grads)  # type: ignore[arg-type]
 
     @property

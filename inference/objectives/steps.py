@@ -41,6 +41,13 @@ class Objective(nn.Module):
         """Whether the KL counts in full. A weight that is a tensor counts as another than 1."""
         return not isinstance(self.kl_weight, Tensor) and self.kl_weight == 1.0
 
+    def weight_tensor(self, like: Tensor) -> Float[Tensor, ""]:
+        """The weight, of the dtype and on the device of another tensor."""
+        if isinstance(self.kl_weight, Tensor):
+            return self.kl_weight.to(like)
+        # Made where it is used: to a GPU it would have to be copied.
+        return torch.full((), self.kl_weight, dtype=like.dtype, device=like.device)
+
     @contextmanager
     def weighted(self, weight: float | Float[Tensor, ""]) -> Iterator[None]:
         """Another weight of the KL inside; a tensor where it is to be an input of compiled code, not a constant."""
@@ -272,8 +279,7 @@ class LocalLoss(Objective):
         if self.is_true:
             (grad,) = self._gradient(x, rows, noise)
         else:
-            weight = torch.full((), float(self.kl_weight), dtype=rows.dtype, device=rows.device)
-            (grad,) = self._weighted_gradient(weight, x, rows, noise)
+            (grad,) = self._weighted_gradient(self.weight_tensor(rows), x, rows, noise)
         return grad  # type: ignore[return-value]
 
     def _row_gradient(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor]:
