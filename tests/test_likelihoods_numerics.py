@@ -19,6 +19,7 @@ from pyro_vae.likelihoods import (
     DiscretizedGaussian,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
+    GaussianDecoderScale,
     GaussianLowRank,
     MixtureOfGaussians,
     NegativeBinomial,
@@ -257,6 +258,16 @@ def test_beta_at_its_narrowest_in_single_precision():
 def test_categorical_blocks_are_level_major():
     p = Categorical(3, 0.5)(torch.tensor([900.0, 0.0, 0.0, 900.0, 0.0, 0.0]))
     assert p.mean.tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("make", [GaussianDecoderScale, MixtureOfGaussians])
+@pytest.mark.parametrize("output", [1.8446743523953738e19, 1e30, 3e38])
+def test_scales_whose_square_overflows(make, output):
+    """At z = -1: minus the log of the scale, minus (1 + log 2 pi) / 2."""
+    likelihood = make()
+    log_p = likelihood(torch.full((2 * likelihood.num_params,), output, dtype=torch.float32)).log_prob(torch.zeros(2))
+    exact = 2 * (-math.log(output) - 0.5 - 0.5 * math.log(2 * math.pi))
+    assert float(log_p) == pytest.approx(exact, rel=1e-5)
 
 
 def test_mixture_blocks_are_weights_locations_scales():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.normal import WideNormal
 from pyro_vae.likelihoods.scales import check_scale, inverse_softplus, near_floor, scale_above
 from pyro_vae.networks import check_size
 
@@ -200,7 +201,7 @@ class GaussianDecoderScale(Likelihood):
     def forward(self, decoder_output: Float[Tensor, "*B P2"]) -> Distribution:
         """The distribution of x: batch shape `*B`, event shape (P,)."""
         loc, raw_scale = self.split(decoder_output)
-        return dist.Normal(loc, scale_above(self.floor, raw_scale), validate_args=False).to_event(1)
+        return WideNormal(loc, scale_above(self.floor, raw_scale), validate_args=False).to_event(1)
 
     def on_floor(self, decoder_output: Float[Tensor, "*B P2"]) -> Bool[Tensor, "*B P"]:
         """Which scales are less than 1 % above the floor."""

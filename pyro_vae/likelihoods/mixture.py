@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.normal import WideNormal
 from pyro_vae.likelihoods.scales import check_scale, near_floor, scale_above
 from pyro_vae.networks import check_size
 
@@ -57,7 +58,7 @@ class MixtureOfGaussians(Likelihood):
         logits, loc, raw_scale = self.blocks(decoder_output).movedim(-2, -1).chunk(3, dim=-1)
         return dist.MixtureSameFamily(
             dist.Categorical(logits=logits, validate_args=False),
-            dist.Normal(loc, scale_above(self.floor, raw_scale), validate_args=False),
+            WideNormal(loc, scale_above(self.floor, raw_scale), validate_args=False),
             validate_args=False,
         ).to_event(1)
 
