@@ -633,7 +633,7 @@ class TestBadInput:
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
 
-    @pytest.mark.parametrize("words", [["list", "prior"], ["--help"], ["fit", "--help"]])
+    @pytest.mark.parametrize("words", [["list", "prior"], pytest.param(["fit", "--help"], marks=pytest.mark.slow)])
     def test_a_reader_who_goes_away(self, words):
         read, write = os.pipe()
         os.close(read)

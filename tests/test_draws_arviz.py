@@ -168,6 +168,7 @@ class TestImportanceSamplingFromTheFile:
             assert (np.abs(estimate - exact.numpy()) < 4 * ours.se.numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution:UserWarning")
 def test_the_page_shows_what_it_says(capsys):
     """docs/arviz.md: `az.loo` is too high and ranks models in the wrong order, `to_elpd` in that of exact log p(x)."""

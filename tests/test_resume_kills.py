@@ -170,7 +170,7 @@ def check(work, tmp_path, kills):
     return died
 
 
-@pytest.mark.parametrize("engine", ["svi", "em", "refine"])
+@pytest.mark.parametrize("engine", ["svi", "em"])
 def test_killed_and_made_again(engine, tmp_path):
     check(ENGINES[engine], tmp_path, 2)
 

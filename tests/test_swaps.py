@@ -203,7 +203,7 @@ SPARSE = {
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pytest.mark.slow if case == "spiky mixture" else ()) for case in SPARSE],
+    [pytest.param(case, marks=pytest.mark.slow if case in ("laplace", "spiky mixture") else ()) for case in SPARSE],
 )
 def test_the_e_step_finds_the_best_normal_under_a_sparse_prior(case):
     prior, log_prior = SPARSE[case]
