@@ -34,6 +34,9 @@ def available_memory() -> int | None:
 def draws_for(x: Float[Tensor, "B P"]) -> int:
     """How many draws for all of `x` are taken at once.
 
+    Args:
+        x: (B, P) datapoints of a chunk.
+
     Example:
         >>> import torch
         >>> draws_for(torch.zeros(64, 784))

@@ -69,6 +69,24 @@ def image_folder(image_archives, monkeypatch):
     return image_archives
 
 
+@pytest.fixture(scope="module")
+def fitted_run(tmp_path_factory):
+    """A run, as a user makes it, without its pictures."""
+    # Imported this late because few tests fit.
+    import pyro_vae.jobs
+    from pyro_vae.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+        words = ["--training.epochs=1", "--num-latents=2", "decoder:mlp", "--decoder.hidden", "4"]
+        assert main(["fit", f"--out={folder}", *words, "encoder:mlp", "--encoder.hidden", "4"]) == 0
+    torch.set_default_dtype(before)
+    return folder
+
+
 @pytest.fixture
 def run_benchmark(image_folder):  # noqa: ARG001 (the script reads it from the environment)
     """Run a script of benchmarks/ at a tiny size, as a user does: `run_benchmark("budget.py", out, "--jobs=1")`."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 import xarray as xr
 
-import pyro_vae.jobs
 from inference import Gaps
 from inference.draws import files, gaps_dataset, gaps_from_datatree, load_datatree, save_datatree
 from inference.results import Evidence
@@ -141,20 +140,6 @@ def test_a_promise_of_more_than_there_is_memory(tree, tmp_path, monkeypatch):
     assert "gaps" in load_datatree(save_datatree(tree, tmp_path / "other.nc")).children
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run, as a user makes it, without its pictures."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
-        words = ["--training.epochs=1", "--num-latents=2", "decoder:mlp", "--decoder.hidden", "4"]
-        assert main(["fit", f"--out={folder}", *words, "encoder:mlp", "--encoder.hidden", "4"]) == 0
-    torch.set_default_dtype(before)
-    return folder
-
-
 def _results(group):
     return lambda folder, tree: save_datatree(
         xr.DataTree.from_dict({"gaps": group(tree["gaps"].to_dataset())}), folder / "results.nc"
@@ -181,16 +166,16 @@ ON_THE_COMMAND_LINE = {
 
 
 @pytest.mark.parametrize(("write", "named"), ON_THE_COMMAND_LINE.values(), ids=ON_THE_COMMAND_LINE)
-def test_no_traceback_on_the_command_line(run, tree, tmp_path, capsys, write, named):
+def test_no_traceback_on_the_command_line(fitted_run, tree, tmp_path, capsys, write, named):
     torch.set_default_dtype(torch.float32)
     folder = tmp_path / "run"
-    shutil.copytree(run, folder)
+    shutil.copytree(fitted_run, folder)
     write(folder, tree)
     assert main(["report", str(folder)]) == 2
     said = capsys.readouterr().err
     assert named in said and said.count("\n") == 1 and "expected" in said
 
 
-def test_the_run_itself_opens(run):
+def test_the_run_itself_opens(fitted_run):
     torch.set_default_dtype(torch.float32)
-    assert open_run(run).gaps is None
+    assert open_run(fitted_run).gaps is None

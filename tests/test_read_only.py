@@ -13,22 +13,8 @@ from inference.checkpoint import save_checkpoint
 from pyro_vae.cli import main
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run, as a user makes it, without its pictures."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
-        words = ["--training.epochs=1", "--num-latents=2", "decoder:mlp", "--decoder.hidden", "4"]
-        assert main(["fit", f"--out={folder}", *words, "encoder:mlp", "--encoder.hidden", "4"]) == 0
-    torch.set_default_dtype(before)
-    return folder
-
-
 @pytest.fixture
-def folder(run, tmp_path):
+def folder(fitted_run, tmp_path):
     """A folder with a run in it that nobody can write to: for root, to whom permissions say nothing, a file system."""
     folder = tmp_path / "read-only"
     folder.mkdir()
@@ -38,7 +24,7 @@ def folder(run, tmp_path):
         and subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, check=False).returncode
     ):
         pytest.skip("root may write everywhere, and cannot mount a file system here")
-    shutil.copytree(run, folder / "run")
+    shutil.copytree(fitted_run, folder / "run")
     torch.set_default_dtype(torch.float32)
     try:
         if as_root:

@@ -11,10 +11,18 @@ __all__ = ["WideNormal"]
 
 
 class WideNormal(dist.Normal):
-    """A normal distribution that squares the residual in units of the scale.
+    r"""A normal distribution that squares the residual in units of the scale.
+
+    .. math::
+        \log p(x) = -\frac12 \left( \frac{x - \mu}{\sigma} \right)^2 - \log \sigma - \frac12 \log 2 \pi
 
     The usual form divides squares, of which both are infinite, and the quotient NaN, from scales of 2e19 on at single
     precision.
+
+    Example:
+        >>> import torch
+        >>> bool(WideNormal(torch.tensor(1e30), 1e30).log_prob(torch.tensor(0.0)).isfinite())
+        True
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
