@@ -18,7 +18,8 @@ from inference.estep import start_rows
 from inference.families import Family
 from inference.given import Given, describe_one, one_draw
 from inference.guides import Local
-from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
+from inference.initial import fit_store, require_init_params
+from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide, trainable
 from inference.noise import derive_seed, like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Loss, Step
 from inference.processes import add_up, gather_rows
@@ -49,6 +50,7 @@ def fit_em(
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
     given: Given | None = None,
+    init_params: InitParams = "program",
     resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
@@ -83,6 +85,9 @@ def fit_em(
         training: settings.
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
+        init_params: start of the bare `pyro.param` sites that are trained: "program", their initial values in the
+            program, so that the same call gives the same numbers again; "store", the values that an earlier fit left
+            in Pyro's parameter store, where it holds some. Sites that are not trained are read from the store.
         resume: where the state is kept, rows included, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
@@ -112,6 +117,7 @@ def fit_em(
     num_data = require_fixed(data, purpose="fit_em")
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_em")
+    require_init_params(init_params)
     require_kind("training", training, Training)
     require_kind("family", family, Family, hint="Pass MeanField(D), for example.")
     semi_amortized = _is_semi_amortized(restart, encoder_gradient)
@@ -131,7 +137,7 @@ def fit_em(
         part.keep_own_guide()
     device = device_for(training, model, guide)
 
-    with private_store(model, guide, keep=True), seeded(seed):
+    with fit_store(model, guide, init_params=init_params) as start, seeded(seed):
         steps = training.num_steps(num_data)
         objective = LocalLoss(
             model,
@@ -143,8 +149,10 @@ def fit_em(
         )
         index = torch.arange(min(num_data, training.batch_size))
         first = fetch(data, index, device=device)
+        if not semi_amortized:
+            start.hold(guide, first, besides=model)
         # In eval mode, so that looking at the model moves no running statistics.
-        with eval_mode(model, guide):
+        with eval_mode(model, guide), start.first_runs(model, guide if semi_amortized else None, first):
             require_readable(model, first, index)
             require_contract(objective, first, index, seed=seed)
             leaves = trainable(model, *([guide] if semi_amortized and guide is not None else []), x=first)
@@ -204,7 +212,7 @@ def fit_em(
             resume=resume,
             seed=seed,
             identity={"family": repr(family), "loss": repr(objective.loss), "restart": restart}
-            | {"encoder_gradient": encoder_gradient, **describe_one(given)},
+            | {"encoder_gradient": encoder_gradient, **describe_one(given), **start.identity()},
             parts={"visits": visits, **({} if unseen is None else {"held-out": unseen}), **objective.compiled},
             tables={
                 **({} if kept is None else {"rows": kept}),
@@ -228,7 +236,7 @@ def fit_em(
     settings = {**fit.settings, "engine": "em", "family": repr(family), "site": site, "restart": restart}
     if semi_amortized:
         settings["encoder_gradient"] = encoder_gradient
-    settings |= {"loss": repr(objective.loss), "seed": seed, **describe_one(given)}
+    settings |= {"loss": repr(objective.loss), **start.settings(), "seed": seed, **describe_one(given)}
     return dataclasses.replace(
         fit,
         params=params,

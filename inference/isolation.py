@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inference.noise import own_random_state
 
 __all__ = [
+    "InitParams",
     "SharesGuide",
     "device_of",
     "eval_mode",
@@ -31,6 +32,8 @@ __all__ = [
     "sharing_guide",
     "trainable",
 ]
+
+InitParams = Literal["program", "store"]
 
 _DIVIDER = "$$$"  # Pyro writes the parameters of `pyro.module("name", ...)` as "name$$$parameter".
 _LIBRARIES = ("pyro", "torch")
@@ -137,33 +140,74 @@ def eval_mode(*programs: Callable[..., Any] | None) -> Iterator[None]:
 
 
 @contextmanager
-def private_store(*programs: Callable[..., Any] | None, keep: bool = False) -> Iterator[None]:
-    """Give the programs a parameter store of their own, which starts with the caller's bare `pyro.param` sites.
+def private_store(
+    *programs: Callable[..., Any] | None, keep: bool = False, init_params: InitParams = "store"
+) -> Iterator[StateDict]:
+    """Give the programs a parameter store of their own; the bare `pyro.param` sites of the caller's are yielded.
 
-    Those are trained in place. Parameters of modules live in the modules; registering them leaves nothing behind.
+    Parameters of modules live in the modules; registering them leaves nothing behind.
 
     Args:
         programs: models and guides that run inside.
-        keep: whether bare `pyro.param` sites first met inside are handed to the caller's store.
+        keep: whether bare `pyro.param` sites met inside are handed to the caller's store, in the place of those of the
+            same name.
+        init_params: the store's first content: "store", the caller's bare sites, which are then trained in place;
+            "program", none, so that every site starts at the initial value that the program gives it.
     """
 
-    def bare(state: StateDict, *, besides: StateDict | None = None) -> StateDict:
+    def bare(state: StateDict) -> StateDict:
         owned = {id(weight) for module in modules_of(*programs) for weight in module.parameters()}
         params = {
-            name: value
-            for name, value in state["params"].items()
-            if _DIVIDER not in name and id(value) not in owned and (besides is None or name not in besides["params"])
+            name: value for name, value in state["params"].items() if _DIVIDER not in name and id(value) not in owned
         }
         return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
 
     store = pyro.get_param_store()
-    outer = store.get_state()
-    with store.scope(bare(outer)):
-        yield
+    outer = bare(store.get_state())
+    # A copy: Pyro writes what is in the store at the end into the state that it is given.
+    start: StateDict = {"params": {}, "constraints": {}}
+    if init_params == "store":
+        start = {"params": {**outer["params"]}, "constraints": {**outer["constraints"]}}
+    with store.scope(start), _own_initial_values():
+        yield outer
         inner = store.get_state()
     if keep:
         # Asked again which are bare: some modules make their parameters when they first run.
-        store.set_state(bare(inner, besides=outer))
+        kept = bare(inner)
+        known = store.get_state()["params"]
+        for name, value in kept["params"].items():
+            if name in known and known[name] is not value:
+                del store[name]
+        store.set_state(kept)
+
+
+@contextmanager
+def _own_initial_values() -> Iterator[None]:
+    """Parameters made inside start at copies of their initial values.
+
+    Pyro takes the tensor that an unconstrained site is given as the parameter itself: training would move a tensor that
+    the program names, and the next fit would start where it ended. An `nn.Parameter` is a weight of its module.
+    """
+    store = pyro.get_param_store()
+    before = vars(store).get("setdefault")
+    setdefault = store.setdefault
+
+    def own(value: object) -> object:
+        return value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+
+    def with_own(name: str, value: object, *rest: object) -> Tensor:
+        if name not in store:
+            value = own(value() if callable(value) else value)
+        return setdefault(name, value, *rest)  # type: ignore[arg-type]
+
+    vars(store)["setdefault"] = with_own
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(store)["setdefault"]
+        else:
+            vars(store)["setdefault"] = before
 
 
 def trainable(*programs: Callable[..., Any], x: Tensor) -> dict[str, Tensor]:

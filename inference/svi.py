@@ -19,7 +19,8 @@ from inference.compiled import worthwhile
 from inference.densities import log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
-from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
+from inference.initial import fit_store, require_init_params
+from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide, trainable
 from inference.noise import derive_seed, own_random_state, resolve_seed, seeded
 from inference.objectives import AmortizedELBO, AmortizedLoss, Gradients, Loss, Objective
 from inference.processes import Shards, add_up
@@ -43,6 +44,7 @@ def fit_svi(
     train: Literal["all", "guide"] = "all",
     training: Training = Training(),  # noqa: B008 (frozen)
     validation: Data | None = None,
+    init_params: InitParams = "program",
     resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
@@ -62,8 +64,9 @@ def fit_svi(
     That is the ELBO that is reported; KL warm-up scales the KL of w too. The held-out ELBO is conditional on draws of
     w from the guide, without that KL.
 
-    Modules are fitted in place; the caller's parameter store is as it was, but for bare `pyro.param` sites of
-    hand-written code, which live there.
+    Modules are fitted in place, and a fit goes on from their weights. Bare `pyro.param` sites of hand-written code
+    start at the initial values in the program, and their fitted values are left in Pyro's parameter store, where
+    measurements find them. The rest of the store is as it was.
 
     Args:
         model: Pyro model.
@@ -75,6 +78,9 @@ def fit_svi(
             guide (a VampPrior) keeps a copy of its own from then on.
         training: settings.
         validation: held-out data, measured at the end of each epoch and used by `Training.patience`.
+        init_params: start of the bare `pyro.param` sites that are trained: "program", their initial values in the
+            program, so that the same call gives the same numbers again; "store", the values that an earlier fit left
+            in Pyro's parameter store, where it holds some. Sites that are not trained are read from the store.
         resume: where the state is kept, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
@@ -100,6 +106,7 @@ def fit_svi(
     require_data(data)
     if validation is not None:
         require_data(validation, name="validation")
+    require_init_params(init_params)
     if train not in ("all", "guide"):
         raise ValueError(f"train: expected 'all' or 'guide'; got {train!r}.")
     loss = Trace_ELBO() if loss is None else loss
@@ -115,10 +122,16 @@ def fit_svi(
     if train == "guide":
         for part in sharing_guide(model):
             part.keep_own_guide()
-    with private_store(model, guide, keep=True), seeded(seed), ExitStack() as stack:
+    with fit_store(model, guide, init_params=init_params) as start, seeded(seed), ExitStack() as stack:
         first = fetch(data, torch.arange(min(len(data), training.batch_size)), device=device)
+        if train == "guide":
+            start.hold(model, first)
         # Looking for parameters moves no running statistics, and leaves it to the first step to say what is wrong.
-        with eval_mode(model, guide), pyro.validation_enabled(is_validate=False):
+        with (
+            eval_mode(model, guide),
+            pyro.validation_enabled(is_validate=False),
+            start.first_runs(model, guide, first),
+        ):
             leaves = trainable(model, guide, x=first)
             models = trainable(model, x=first) if train == "guide" else {}
             # Before the model runs with it, which would only say that sizes differ.
@@ -195,9 +208,10 @@ def fit_svi(
             check=check,
             resume=resume,
             seed=seed,
-            identity={"loss": repr(loss) if isinstance(loss, Loss) else type(loss).__name__, "train": train},
+            identity={"loss": repr(loss) if isinstance(loss, Loss) else type(loss).__name__, "train": train}
+            | start.identity(),
         )
-    settings = {**fit.settings, "engine": "svi", "train": train, "seed": seed}
+    settings = {**fit.settings, "engine": "svi", "train": train, **start.settings(), "seed": seed}
     settings["loss"] = repr(loss) if isinstance(loss, Loss) else type(loss).__name__
     if found.names:
         settings["global_sites"] = list(found.names)

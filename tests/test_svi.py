@@ -255,8 +255,9 @@ def test_bare_parameters_live_in_the_callers_store(x):
     assert set(store.keys()) == {"untouched", "scale"}
     first = store["scale"].item()
     assert first != 2.0 and store["scale"].requires_grad
-    fit_svi(model, guide, x, training=training, seed=0)
+    fit = fit_svi(model, guide, x, training=training, init_params="store", seed=0)
     assert store["scale"].item() != first and store["untouched"].item() == 3.0
+    assert fit.settings["init_params"] == "store" and fit.settings["params_from_store"] == ["scale"]
 
 
 def test_two_models_in_one_process_do_not_touch(x):

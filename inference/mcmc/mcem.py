@@ -20,7 +20,8 @@ from inference.devices import send
 from inference.families import Family, MeanField, on_support
 from inference.given import Given, describe_one, one_draw
 from inference.hmc import HMC, Energy, Metric, StepSize, noise_dims, transition
-from inference.isolation import eval_mode, modules_of, private_store, sharing_guide, trainable
+from inference.initial import fit_store, require_init_params
+from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide, trainable
 from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Objective, Step
@@ -127,6 +128,7 @@ def fit_mcem(
     validation: Data | None = None,
     validation_family: Family | None = None,
     given: Given | None = None,
+    init_params: InitParams = "program",
     resume: Resume | None = None,
     seed: int | None = None,
 ) -> Fit:
@@ -155,6 +157,9 @@ def fit_mcem(
         validation: held-out data: rows of their own are refined at the frozen model at the end of each epoch.
         validation_family: of those rows; by default mean-field on the prior's support.
         given: one draw (1, *shape) of each latent site outside the data plate: the model is fitted at that value.
+        init_params: start of the bare `pyro.param` sites that are trained: "program", their initial values in the
+            program, so that the same call gives the same numbers again; "store", the values that an earlier fit left
+            in Pyro's parameter store, where it holds some. Sites that are not trained are read from the store.
         resume: where the state is kept, chains included, so that the same call goes on from it after it was killed.
         seed: of shuffling and draws; one seed fixes the run bit for bit on one machine.
 
@@ -182,6 +187,7 @@ def fit_mcem(
     if validation is not None:
         require_fixed(validation, name="validation", purpose="the held-out ELBO of fit_mcem")
     require_kind("hmc", hmc, HMC)
+    require_init_params(init_params)
     _require_settings(init, training, validation, validation_family, num_chains=num_chains, burn_in=burn_in)
     require_one_shard(training.sharding(), "Monte Carlo EM")
     site = site or getattr(init, "site", None) or "z"
@@ -194,11 +200,12 @@ def fit_mcem(
         part.keep_own_guide()
     device = device_for(training, model, init)
 
-    with private_store(model, init, keep=True), seeded(seed):
+    with fit_store(model, init, init_params=init_params) as start, seeded(seed):
         index = torch.arange(min(num_data, training.batch_size))
         first = fetch(data, index, device=device)
+        start.hold(init, first, besides=model)
         # In eval mode, so that looking at the model moves no running statistics.
-        with eval_mode(model, init):
+        with eval_mode(model, init), start.first_runs(model, None, first):
             require_readable(model, first, index)
             u = _start(model, init, data, num_chains, site=site, device=device, seed=seed)
             leaves = trainable(model, x=first)
@@ -251,7 +258,7 @@ def fit_mcem(
             resume=resume,
             seed=seed,
             identity={"num_chains": num_chains, "burn_in": burn_in, "hmc": asdict(hmc)}
-            | {"validation_family": repr(validation_family), **describe_one(given)},
+            | {"validation_family": repr(validation_family), **describe_one(given), **start.identity()},
             parts={
                 "chains": chains,
                 "steps": gradients,
@@ -268,6 +275,7 @@ def fit_mcem(
         "num_chains": num_chains,
         "burn_in": burn_in,
         "hmc": asdict(hmc),
+        **start.settings(),
         "seed": seed,
         **describe_one(given),
     }
