@@ -35,7 +35,7 @@ from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
 from pyro_vae import plots
-from pyro_vae.data import Dataset, Split, load, located
+from pyro_vae.data import Dataset, Preprocessing, Split, load, located
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
 from pyro_vae.folders import FIGURES, RESULTS
@@ -180,6 +180,7 @@ def _fitted(
             "load": {**data, "name_or_path": located(data["name_or_path"])},
             "fingerprint": dataset.fingerprint,
             "base_measure": vae.likelihood.base_measure,
+            "preprocessing": Preprocessing.of(dataset).to_config(),
         },
         "parts": parts.to_config(),
         "sizes": dataclasses.asdict(sizes),

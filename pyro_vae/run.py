@@ -16,17 +16,18 @@ from typing import Any
 import torch
 import xarray as xr
 
-from inference import Fit, Gaps, Local, Training
+from inference import Fit, Gaps, Local, Resume, Training
 from inference.checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from inference.draws import gaps_from_datatree, load_datatree, save_datatree
 from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
 from pyro_vae.configuration import as_configuration, read_config, training_from, version_of
-from pyro_vae.data import NAMED, Dataset, load, located
+from pyro_vae.data import NAMED, Dataset, NewRows, Preprocessing, load, located
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
 from pyro_vae.folders import CHECKPOINT, CONFIG, FIGURES, METRICS, RESULTS, runs_in
+from pyro_vae.new_data import Encoded, Estimator, Imputed, Scores, encode, impute, score
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
 
@@ -111,6 +112,151 @@ class Run:
                 f"{data.name!r} now has {data.fingerprint[:12]}. Restore the data file, or fit again."
             )
         return data
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How its data were read, for rows that were not among them: as its configuration keeps it.
+
+        Of a run whose configuration lacks it, the data are loaded again.
+
+        Raises:
+            FileNotFoundError: they are needed, and not there any more.
+            ValueError: the configuration is damaged, or they are not the same data any more.
+        """
+        with as_configuration(self.folder / CONFIG):
+            if (kept := self.config["data"].get("preprocessing")) is not None:
+                return Preprocessing.from_config(kept)
+        return Preprocessing.of(self.dataset)
+
+    def read_rows(self, x: Any, *, key: str | None = None, id_column: str | None = None) -> NewRows:  # noqa: ANN401
+        """Read new rows as those of the fit were read: what `score`, `encode` and `impute` begin with.
+
+        Args:
+            x: a path that ends in .csv, .parquet, .npy or .npz; a tensor, an array or a pandas DataFrame, (N, P) or
+                images, in the unit of the fit's file; or a `Split` of `dataset`.
+            key: array of a .npz file that holds the rows; None: x.
+            id_column: column of a table that identifies its rows; it is copied into what is written.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the rows lack a column, have another shape, or hold values that the fit's data could not, or
+                that the likelihood does not allow; the message names row and column.
+        """
+        likelihood = self.vae.likelihood
+        rows = self.preprocessing.read(
+            x,
+            dtype=next(self.vae.parameters()).dtype,
+            allow_missing=likelihood.mask,
+            key=key,
+            id_column=id_column,
+        )
+        right = likelihood.support.check(rows.x) | rows.x.isnan()
+        rows.require(right, f"{likelihood.expected}, for {likelihood!r}", "Correct the value, or drop the row.")
+        likelihood.check(rows.x)
+        return rows
+
+    def score(
+        self,
+        x: Any,  # noqa: ANN401
+        *,
+        gaps: bool = False,
+        estimator: Estimator = "iwae",
+        num_draws: int = 5000,
+        num_temperatures: int = 100,
+        key: str | None = None,
+        id_column: str | None = None,
+        resume: Resume | None = None,
+        seed: int = 0,
+    ) -> Scores:
+        """Estimate log p(x) of each row, with its error and with what says how far to trust it.
+
+        Args:
+            x: rows, as `read_rows` takes them; labels need not be there.
+            gaps: whether log p(x) - L[q] is split into what the encoder and the family cost.
+            estimator: "iwae" or "ais"; with `gaps` both are run, and the one with the larger mean is taken.
+            num_draws: draws of importance sampling.
+            num_temperatures: temperatures of annealing.
+            key: array of a .npz file that holds the rows; None: x.
+            id_column: column of a table that identifies its rows.
+            resume: where what is done is kept, so that the same call goes on after it was killed.
+            seed: of all draws. A row's numbers depend on the seed, its values and its number; in another order they
+                differ by their Monte Carlo error.
+
+        Returns:
+            Nats in the unit of the fit's file, one entry a row in the order of the rows.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the rows are refused, or `gaps` were asked of a run without an encoder.
+        """
+        rows = self.read_rows(x, key=key, id_column=id_column)
+        return score(
+            self.vae,
+            rows,
+            gaps=gaps,
+            estimator=estimator,
+            num_draws=num_draws,
+            num_temperatures=num_temperatures,
+            resume=resume,
+            seed=seed,
+        )
+
+    def encode(
+        self,
+        x: Any,  # noqa: ANN401
+        *,
+        num_draws: int | None = None,
+        key: str | None = None,
+        id_column: str | None = None,
+        seed: int = 0,
+    ) -> Encoded:
+        """Mean and standard deviation of q(z | x) of each row, and draws of it where they are asked for.
+
+        Of a run without an encoder, q is the best member of its family, found by a search for each row.
+
+        Args:
+            x: rows, as `read_rows` takes them; labels need not be there.
+            num_draws: draws of q that are kept for each row; None: none.
+            key: array of a .npz file that holds the rows; None: x.
+            id_column: column of a table that identifies its rows.
+            seed: of the draws and of the search.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the rows are refused, or a number is out of range.
+        """
+        return encode(self.vae, self.read_rows(x, key=key, id_column=id_column), num_draws=num_draws, seed=seed)
+
+    def impute(
+        self,
+        x: Any,  # noqa: ANN401
+        *,
+        num_draws: int | None = None,
+        num_importance_draws: int = 5000,
+        key: str | None = None,
+        id_column: str | None = None,
+        seed: int = 0,
+    ) -> Imputed:
+        """Fill in the values that were not observed: posterior mean and sd given the observed ones, or draws.
+
+        Args:
+            x: rows, as `read_rows` takes them, in which NaN (in a table, an empty cell) is a value that was not
+                observed.
+            num_draws: draws of the missing values that are kept for each row; None: none.
+            num_importance_draws: importance draws of z for each row.
+            key: array of a .npz file that holds the rows; None: x.
+            id_column: column of a table that identifies its rows.
+            seed: of all draws.
+
+        Returns:
+            Rows in the unit of the fit's file; observed values as they are.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the rows are refused, or the likelihood does not leave out missing values.
+        """
+        rows = self.read_rows(x, key=key, id_column=id_column)
+        return impute(self.vae, rows, num_draws=num_draws, num_importance_draws=num_importance_draws, seed=seed)
 
     @property
     def engine(self) -> str:

@@ -7,7 +7,7 @@ One method a file: the bound of a guide (`bound`), importance sampling (`importa
 from inference.evidence.annealing import ais
 from inference.evidence.bidirectional import bdmc
 from inference.evidence.bound import elbo
-from inference.evidence.importance import Defensive, iwae, proposal_family, proposal_rows
+from inference.evidence.importance import Defensive, iwae, proposal_draws, proposal_family, proposal_rows
 from inference.evidence.integration import quadrature
 from inference.evidence.path import Annealing
 from inference.evidence.schedules import GeometricSchedule, LinearSchedule, SigmoidalSchedule
@@ -22,6 +22,7 @@ __all__ = [
     "bdmc",
     "elbo",
     "iwae",
+    "proposal_draws",
     "proposal_family",
     "proposal_rows",
     "quadrature",

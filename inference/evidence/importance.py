@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ from inference.search import Search, best_rows
 from inference.supports import bijection
 from inference.weights import Weighed, weigh
 
-__all__ = ["Defensive", "iwae", "proposal_family", "proposal_rows"]
+__all__ = ["Defensive", "iwae", "proposal_draws", "proposal_family", "proposal_rows"]
 
 # Above this a dense covariance a datapoint costs more than it brings.
 MAX_DENSE_LATENTS = 64
@@ -235,7 +235,6 @@ def proposal_rows(
     return found.params
 
 
-@torch.no_grad()
 def _weigh(
     model: Callable[..., Any],
     x: Tensor,
@@ -248,7 +247,34 @@ def _weigh(
     seed: int,
 ) -> Weighed:
     """What the weights of one block of datapoints say."""
-    parts = []
+    drawn = proposal_draws(model, x, block, q, proposal, site=site, num_draws=num_draws, seed=seed)
+    return weigh(torch.cat([log_w for _, log_w in drawn]))
+
+
+@torch.no_grad()
+def proposal_draws(
+    model: Callable[..., Any],
+    x: Tensor,
+    block: int,
+    q: Distribution,
+    proposal: Defensive | None,
+    *,
+    site: str,
+    num_draws: int,
+    seed: int,
+) -> Iterator[tuple[Float[Tensor, "S B D"], Float[Tensor, "S B"]]]:
+    """Draws of the proposal at one block of datapoints and their log importance weights, a few draws at a time.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) datapoints of the block, B at most 64.
+        block: number of the block.
+        q: distribution that the proposal is made of, batch shape (B,).
+        proposal: how it is widened and mixed with the prior; None: draw from `q`.
+        site: name of the latent site.
+        num_draws: draws in all.
+        seed: of the draws.
+    """
     num_noise = noise_size(q) if proposal is None else q.event_shape[0]
     with pyro.validation_enabled(is_validate=False):
         # A full block is always drawn, so that a datapoint's draws do not depend on what follows it.
@@ -265,8 +291,7 @@ def _weigh(
                 if proposal is not None and proposal.prior_weight:
                     share = math.log(proposal.prior_weight)
                     few_r = torch.logaddexp(few_r, share + terms.log_prior.double())
-                parts.append(terms.log_joint.double() - few_r)
-    return weigh(torch.cat(parts))
+                yield few_z, terms.log_joint.double() - few_r
 
 
 def _propose(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import tyro
 
+from pyro_vae.cli.applying import EncodeCommand, ImputeCommand, ScoreCommand
 from pyro_vae.cli.comparing import CompareCommand, DemoCommand, StudyCommand
 from pyro_vae.cli.completion import bash, zsh
 from pyro_vae.cli.fitting import EmCommand, FitCommand
@@ -82,6 +83,9 @@ VERBS: dict[str, type[Callable[[], None]]] = {
     "resume": ResumeCommand,
     "gaps": GapsCommand,
     "evaluate": EvaluateCommand,
+    "score": ScoreCommand,
+    "encode": EncodeCommand,
+    "impute": ImputeCommand,
     "generate": GenerateCommand,
     "report": ReportCommand,
     "compare": CompareCommand,

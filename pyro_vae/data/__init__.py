@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyro_vae.data.loading import load, located
 from pyro_vae.data.named import NAMED
+from pyro_vae.data.preprocessing import NewRows, Preprocessing
 from pyro_vae.data.records import Binarize, Dataset, Split
 
-__all__ = ["NAMED", "Binarize", "Dataset", "Split", "load", "located"]
+__all__ = ["NAMED", "Binarize", "Dataset", "NewRows", "Preprocessing", "Split", "load", "located"]

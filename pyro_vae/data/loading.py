@@ -145,6 +145,8 @@ def load(
         level_step=level_step,
         columns=source.columns,
         has_missing=source.has_missing,
+        divisor=source.divisor if binarize == "none" else source.maximum,
+        is_real=next(iter(source.parts.values())).values.dtype.is_floating_point,
     )
 
 

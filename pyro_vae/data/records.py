@@ -147,6 +147,8 @@ class Dataset:
         level_step: that step: 1/255 for 8-bit gray levels, else 1; None where there are no levels.
         columns: name of each value in a datapoint, where the file names them.
         has_missing: whether some values are NaN, which means that they were not observed.
+        divisor: `value / divisor` is x, or, where x is binarized, the probability that it is 1; 255 for gray levels.
+        is_real: whether the values are stored as real numbers, and not as integers or booleans.
     """
 
     name: str
@@ -164,6 +166,8 @@ class Dataset:
     level_step: float | None = None
     columns: tuple[str, ...] | None = None
     has_missing: bool = False
+    divisor: float = 1.0
+    is_real: bool = True
 
     @property
     def num_values(self) -> int:

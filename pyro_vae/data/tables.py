@@ -18,7 +18,7 @@ from pyro_vae.data.sources import Found, Missing, Source, make_source
 from pyro_vae.data.streams import opened
 from pyro_vae.names import did_you_mean
 
-__all__ = ["read_table"]
+__all__ = ["numbers_of", "read_frame", "read_table"]
 
 
 def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, label: str | None) -> Source:
@@ -39,11 +39,8 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: expected a .csv or .parquet file, check the path")
     with opened(path):
-        frame = _read(path)
-    if not len(frame):
-        raise ValueError(f"{path}: the table has no rows: expected at least one; check how it was written")
-    names = [str(name) for name in frame.columns]
-    frame.columns = names
+        frame = read_frame(path)
+    names = list(frame.columns)
     if isinstance(columns, str):
         raise ValueError(f"columns={columns!r}: expected a list of names, try columns=[{columns!r}]")
     for argument, asked in (("columns", list(columns or ())), ("label", [] if label is None else [label])):
@@ -61,7 +58,7 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
             f"{path}: columns: expected different columns, at least one, and not the label {label!r} among them; got "
             f"{', '.join(chosen) or 'none'}; choose others"
         )
-    arrays = {name: _numbers(frame[name]) for name in chosen}
+    arrays = {name: numbers_of(frame[name]) for name in chosen}
     other = [repr(name) for name, array in arrays.items() if array is None]
     if other:
         raise ValueError(
@@ -73,6 +70,22 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
     found = Found(f"{path}: the table", x, labels)
     source = make_source(str(path), {"all": found}, missing=missing, remedy="frame.dropna()")
     return replace(source, columns=tuple(chosen))
+
+
+def read_frame(path: Path) -> Any:  # noqa: ANN401
+    """A table as pandas reads it, its columns named by words.
+
+    Args:
+        path: a .csv or .parquet file.
+
+    Raises:
+        ValueError: it cannot be read, or has no rows.
+    """
+    frame = _read(path)
+    if not len(frame):
+        raise ValueError(f"{path}: the table has no rows: expected at least one; check how it was written")
+    frame.columns = [str(name) for name in frame.columns]
+    return frame
 
 
 def _read(path: Path) -> Any:
@@ -136,7 +149,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(column: Any) -> np.ndarray | None:
+def numbers_of(column: Any) -> np.ndarray | None:  # noqa: ANN401
     """The column as numbers, or None where it has none."""
     from pandas.api import types  # type: ignore[import-untyped]
 

@@ -80,6 +80,29 @@ class Likelihood(nn.Module):
             )
         return Marginal(p, self.inside)
 
+    def conditional(self, p: Distribution, x: Float[Tensor, "B P"]) -> Distribution:
+        """The distribution of the values of x that are NaN, given z and the values that are not.
+
+        The same as `p` where values are independent given z. A likelihood that overrides `marginal` overrides this,
+        too.
+
+        Args:
+            p: the likelihood at z, as calling it returned, batch shape (*S, B).
+            x: data, (B, P); NaN is not observed.
+
+        Returns:
+            Distribution with the batch and event shape of `p`; at observed values it means nothing.
+
+        Raises:
+            ValueError: the values are not independent, so that the conditional is not known here.
+        """
+        if type(self).marginal is not Likelihood.marginal:
+            raise ValueError(
+                f"{self!r}: expected values that are independent given z, or a method `conditional`; got neither. "
+                "Override `conditional` beside `marginal`."
+            )
+        return p
+
     def check(self, x: Tensor) -> None:
         """Refuse data outside the support.
 

@@ -76,6 +76,10 @@ class GaussianLowRank(Likelihood):
         """The same distribution: `forward` has seen to missing values."""
         return p
 
+    def conditional(self, p: Distribution, x: Float[Tensor, "B P"]) -> Distribution:
+        """The distribution of the values of x that are NaN: what the others say of the shared noise is known."""
+        return p.given(x)  # type: ignore[attr-defined]
+
     def on_floor(self, decoder_output: Float[Tensor, "*B R"]) -> Bool[Tensor, "*B P"]:
         """Which independent scales are less than 1 % above the floor."""
         return near_floor(self.floor, scale_above(self.floor, self.blocks(decoder_output)[..., 1, :]))
@@ -135,7 +139,27 @@ class _LowRankNormal(TorchDistribution):
         own = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.scale * ((self.loadings @ shared.unsqueeze(-1)).squeeze(-1) + own)
 
+    def given(self, value: Tensor) -> Self:
+        """The distribution given the values that are not NaN: of those that are NaN it is exact."""
+        _, _, shared, cholesky = self._shared(value)
+        identity = torch.eye(cholesky.shape[-1], dtype=cholesky.dtype, device=cholesky.device)
+        # g given what is observed is normal, with precision C C': a root of its covariance is the inverse of C'.
+        root = torch.linalg.solve_triangular(cholesky.mT, identity.expand_as(cholesky), upper=True)
+        loc = self.loc + (self.scale.double() * (self.loadings.double() @ shared).squeeze(-1)).to(self.loc.dtype)
+        loadings = (self.loadings.double() @ root).to(self.loc.dtype)
+        return type(self)(loc, loadings, self.scale.expand(loc.shape), marginal=self._marginal)
+
     def log_prob(self, value: Tensor) -> Tensor:
+        missing, own, shared, cholesky = self._shared(value)
+        # The least sum of squares over g and e that gives the residual; unlike the identity's difference, it does not
+        # cancel.
+        distance = own.square().sum(-1) + shared.square().sum((-2, -1))
+        log_scale = torch.where(missing, 0.0, self.scale.log() + math.log(2 * math.pi) / 2).double().sum(-1)
+        log_det = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return (-distance / 2 - log_scale - log_det).to(self.loc.dtype)
+
+    def _shared(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Which values are missing, the residual's own part, the mean of g given it, and the root of g's precision."""
         missing = torch.isnan(value) & self._marginal
         residual = torch.where(missing, 0.0, (torch.where(missing, self.loc, value) - self.loc) / self.scale).double()
         loadings = self.loadings.double()
@@ -147,9 +171,4 @@ class _LowRankNormal(TorchDistribution):
         cholesky, _ = torch.linalg.cholesky_ex(capacitance)
         shared = torch.cholesky_solve(loadings.mT @ residual.unsqueeze(-1), cholesky)
         own = residual - (loadings @ shared).squeeze(-1)
-        # The least sum of squares over g and e that gives the residual; unlike the identity's difference, it does not
-        # cancel.
-        distance = own.square().sum(-1) + shared.square().sum((-2, -1))
-        log_scale = torch.where(missing, 0.0, self.scale.log() + math.log(2 * math.pi) / 2).double().sum(-1)
-        log_det = cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return (-distance / 2 - log_scale - log_det).to(self.loc.dtype)
+        return missing, own, shared, cholesky
