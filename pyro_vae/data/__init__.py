@@ -6,5 +6,16 @@ from pyro_vae.data.loading import load, located
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.preprocessing import NewRows, Preprocessing
 from pyro_vae.data.records import Binarize, Dataset, Split
+from pyro_vae.data.standardization import Standardization
 
-__all__ = ["NAMED", "Binarize", "Dataset", "NewRows", "Preprocessing", "Split", "load", "located"]
+__all__ = [
+    "NAMED",
+    "Binarize",
+    "Dataset",
+    "NewRows",
+    "Preprocessing",
+    "Split",
+    "Standardization",
+    "load",
+    "located",
+]

@@ -1,11 +1,15 @@
-"""Load a data set: find it, check it, split it, binarize it, and take its fingerprint."""
+"""Load a data set: find it, check it, split it, binarize or standardize it, and take its fingerprint."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
@@ -21,14 +25,25 @@ from pyro_vae.data.named import NAMED
 from pyro_vae.data.objects import read_object
 from pyro_vae.data.records import SPLITS, Binarize, Dataset, Split, check_seed
 from pyro_vae.data.sources import Missing, Source
+from pyro_vae.data.standardization import (
+    ColumnStatistics,
+    Standardization,
+    column_statistics,
+    constant_note,
+    scale_note,
+)
 from pyro_vae.data.streams import Rows, blocks, take
 from pyro_vae.data.tables import read_table
 from pyro_vae.names import did_you_mean
 
-__all__ = ["load", "located"]
+__all__ = ["load", "located", "say_scales", "silent"]
+
+_log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".parquet")
 _FILES = (".npy", ".npz", *_TABLES)
+# Rows of a file that stays on disk by which the scales of its columns are judged.
+_SAMPLED = 20_000
 # Which files an option is for.
 _OPTIONS = {"key": (".npz",), "label_key": (".npz",), "columns": _TABLES, "label": _TABLES, "stream": (".npy",)}
 
@@ -47,6 +62,7 @@ def load(
     columns: Sequence[str] | None = None,
     label: str | None = None,
     stream: bool | None = None,
+    standardize: bool = False,
 ) -> Dataset:
     """Load a data set by name, from a file or from an object, and split it into train, validation and test.
 
@@ -86,6 +102,10 @@ def load(
         label: of a table, the column of the labels; names of classes are numbered in sorted order.
         stream: of a .npy file, whether its rows stay on disk until they are asked for; None: where it is larger than 1
             GiB. The data and their fingerprint are the same either way.
+        standardize: whether x is (value - mean) / standard deviation of each column, by the values observed in the
+            training split alone; images have one mean and one standard deviation a channel. A column that is constant
+            there is moved to 0 and not scaled, and named in a warning. For likelihoods of real numbers: a `VAE` that is
+            given `standardization=dataset.standardization` has its densities and its draws in the data's own units.
 
     Returns:
         The data set; x has torch's default floating-point type at the time of this call.
@@ -109,6 +129,13 @@ def load(
     for argument, value, choices in (("binarize", binarize, Binarize), ("missing", missing, Missing)):
         if value not in get_args(choices):
             raise ValueError(f"{argument}={value!r}: expected one of {', '.join(map(repr, get_args(choices)))}")
+    if not isinstance(standardize, bool):
+        raise ValueError(f"standardize={standardize!r}: expected True or False")
+    if standardize and binarize != "none":
+        raise ValueError(
+            f"standardize=True: expected real numbers, and binarize={binarize!r} makes zeros and ones; leave one of "
+            "the two out"
+        )
     binarize_seed = check_seed("binarize_seed", binarize_seed)
     split_seed = check_seed("split_seed", split_seed)
     is_named = isinstance(name_or_path, str | os.PathLike)
@@ -129,7 +156,21 @@ def load(
     train, validation, test = (split(which) for which in SPLITS)
     fingerprint, (low, high) = _survey((train, validation, test), binarize, binarize_seed)
     num_levels, level_step = source.levels if binarize == "none" else (2, 1.0)
-    return Dataset(
+    standardization = None
+    if standardize:
+        found = column_statistics(train.stored, train.divisor)
+        if source.image_shape is not None:
+            found = found.pooled(_num_channels(source.image_shape))
+        standardization = _standardization(name, found, source.columns)
+        seen = found.num_observed > 0
+        ends = torch.stack([standardization.apply(found.low), standardization.apply(found.high)])[:, seen]
+        low, high = float(ends.min()), float(ends.max())
+        train, validation, test = (
+            dataclasses.replace(split, standardization=standardization) for split in (train, validation, test)
+        )
+        # Standardized values lie on no grid.
+        num_levels, level_step = None, None
+    dataset = Dataset(
         name,
         train,
         validation,
@@ -147,7 +188,82 @@ def load(
         has_missing=source.has_missing,
         divisor=source.divisor if binarize == "none" else source.maximum,
         is_real=next(iter(source.parts.values())).values.dtype.is_floating_point,
+        standardization=standardization,
     )
+    if num_levels is None:
+        say_scales(dataset, counts=False)
+    return dataset
+
+
+_is_silent: ContextVar[bool] = ContextVar("_is_silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Load without a word on the scales of columns: of data that were loaded, and described, before."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
+def say_scales(dataset: Dataset, *, counts: bool) -> None:
+    """Log columns that are constant, and those whose scales differ by orders of magnitude or are far from 1.
+
+    Of images the channels are looked at, and not the pixels, which at the border are often constant. Data that are
+    binarized are passed over. The rows of a large file are represented by the first of its training split.
+
+    Args:
+        dataset: the data of a fit.
+        counts: whether to speak of data of whole numbers, or of others. `load` speaks of the others: whole numbers may
+            be counts, for which the units are right.
+    """
+    if _is_silent.get() or dataset.binarize != "none":
+        return
+    is_standardized = dataset.standardization is not None
+    train = dataset.train
+    is_sampled = not isinstance(train.stored, Tensor) and len(train) > _SAMPLED
+    if is_sampled:
+        train = train.head(_SAMPLED)
+    found = column_statistics(train.stored, train.divisor)
+    if not is_standardized and bool(found.is_whole.all()) != counts:
+        return
+    remedy = ""
+    if dataset.image_shape is not None:
+        num_channels = _num_channels(dataset.image_shape)
+        found = found.pooled(num_channels).head(num_channels)
+        names = ["all pixels"] if num_channels == 1 else [f"channel {c}" for c in range(num_channels)]
+    elif dataset.columns is not None:
+        names, remedy = list(map(repr, dataset.columns)), " (columns=, --data.columns)"
+    else:
+        names = [f"column {p}" for p in range(dataset.num_values)]
+    notes = []
+    if not is_sampled:
+        notes.append(constant_note(dataset.name, found, names, remedy=remedy, scaled=is_standardized))
+    if not is_standardized:
+        notes.append(scale_note(dataset.name, found, names))
+    for note in notes:
+        if note is not None:
+            _log.warning(note)
+
+
+def _num_channels(image_shape: tuple[int, ...]) -> int:
+    return image_shape[2] if len(image_shape) == 3 else 1
+
+
+def _standardization(name: str, found: ColumnStatistics, columns: Sequence[str] | None) -> Standardization:
+    """The map of the training split's statistics; refuses columns whose standard deviation overflows."""
+    overflows = (
+        ((found.num_observed > 0) & ~(found.mean.isfinite() & found.spread.isfinite())).nonzero().flatten().tolist()
+    )
+    if overflows:
+        which = ", ".join(repr(columns[p]) if columns else str(p) for p in overflows[:6])
+        raise ValueError(
+            f"{name}: standardize=True: expected standard deviations that double precision holds; those of column "
+            f"{which} overflow; rescale their values, or leave them out"
+        )
+    return found.standardization()
 
 
 def located(name_or_path: str | os.PathLike[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import find_array, read_archive, read_whole
 from pyro_vae.data.records import Binarize, Dataset, Split
+from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import opened
 from pyro_vae.data.tables import numbers_of, read_frame
 from pyro_vae.names import did_you_mean
@@ -100,6 +101,7 @@ class Preprocessing:
         is_real: whether the fit's values were real numbers, and not integers or booleans.
         binarize: the fit's choice.
         binarize_seed: seed of the draws.
+        standardization: the map from the unit of the fit's data, divided, to x; None where x has that unit.
 
     Example:
         >>> from pyro_vae import load
@@ -115,6 +117,7 @@ class Preprocessing:
     is_real: bool = True
     binarize: Binarize = "none"
     binarize_seed: int = 0
+    standardization: Standardization | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
@@ -131,11 +134,14 @@ class Preprocessing:
             is_real=dataset.is_real,
             binarize=dataset.binarize,
             binarize_seed=dataset.binarize_seed,
+            standardization=dataset.standardization,
         )
 
     def to_config(self) -> dict[str, Any]:
         """The same as a dictionary that JSON can hold."""
-        return asdict(self)
+        units = self.standardization
+        kept = None if units is None else {"location": units.location.tolist(), "scale": units.scale.tolist()}
+        return {**asdict(replace(self, standardization=None)), "standardization": kept}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -148,6 +154,10 @@ class Preprocessing:
         kept: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in config.items()
         }
+        if (units := kept.get("standardization")) is not None:
+            kept["standardization"] = Standardization(
+                torch.tensor(units["location"], dtype=torch.float64), torch.tensor(units["scale"], dtype=torch.float64)
+            )
         return cls(**kept)
 
     def read(
@@ -199,10 +209,15 @@ class Preprocessing:
             )
             scale = 1.0
         # As a split divides: in the type of x.
-        x = wide.to(dtype) if scale == 1.0 else found.x.to(dtype) / scale
-        found.require(x.isfinite() | wide.isnan(), f"a number within the range of {dtype}", "Rescale the values.")
         factor = torch.full((self.num_values,), scale, dtype=torch.float64)
-        return replace(found, x=x, scale=factor, shift=torch.zeros_like(factor), notes=(*found.notes, *notes))
+        shift = torch.zeros_like(factor)
+        if self.standardization is not None:
+            x = self.standardization.apply(wide, dtype=dtype)
+            factor, shift = scale * self.standardization.scale, scale * self.standardization.location
+        else:
+            x = wide.to(dtype) if scale == 1.0 else found.x.to(dtype) / scale
+        found.require(x.isfinite() | wide.isnan(), f"a number within the range of {dtype}", "Rescale the values.")
+        return replace(found, x=x, scale=factor, shift=shift, notes=(*found.notes, *notes))
 
     def _find(self, data: Any, *, key: str | None, id_column: str | None) -> NewRows:  # noqa: ANN401
         """The rows as they are stored, as float64, with the notes on their columns."""
@@ -229,7 +244,8 @@ class Preprocessing:
             return self._from_frame(name, frame, id_column)
         _refuse_option("id_column", id_column, name, "tables")
         if isinstance(data, Split):
-            data = data.fix().tensor()
+            units, data = data.standardization, data.fix().tensor()
+            data = data if units is None else units.invert(data)
         if isinstance(data, Tensor):
             if data.layout is not torch.strided or data.is_meta or data.is_complex():
                 raise ValueError(f"x: expected a dense tensor of real numbers; got {data.dtype}, {data.layout}.")

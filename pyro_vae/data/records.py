@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import DrawnRows, FileRows, Rows, take
 
 __all__ = ["SPLITS", "Binarize", "Dataset", "Split", "check_seed"]
@@ -35,6 +36,7 @@ class Split:
         resamples: whether each access draws a new binary x (dynamic binarization).
         seed: seed of the data set's own binarization.
         dtype: floating-point type of x.
+        standardization: the map from the data's own units to x, or None where x is in those units.
 
     Example:
         >>> from pyro_vae import load
@@ -51,11 +53,15 @@ class Split:
     resamples: bool
     seed: int
     dtype: torch.dtype
+    standardization: Standardization | None = None
 
     def __len__(self) -> int:
         return self.stored.shape[0]
 
     def __getitem__(self, index: Int[Tensor, " B"] | slice) -> Float[Tensor, "B P"]:
+        if self.standardization is not None:
+            # In double precision before it is narrowed: digits behind a large offset would be lost.
+            return self.standardization.apply(self.stored[index].double() / self.divisor, dtype=self.dtype)
         x = self.stored[index].to(self.dtype)
         if self.divisor != 1.0:
             x = x / self.divisor
@@ -139,8 +145,8 @@ class Dataset:
         fingerprint: SHA-256 (hexadecimal) of the stored values of each split, in order, with their types, shapes and
             divisors, and of the choice of binarization with its seed. Equal fingerprints: the same x at the same row of
             the same split. Labels do not enter, nor do names of columns.
-        min_value: smallest value of x in the training split, of those observed.
-        max_value: largest value of x in the training split, of those observed.
+        min_value: smallest value of x in the training split, of those observed; standardized where x is.
+        max_value: largest value of x in the training split, of those observed; standardized where x is.
         num_levels: L, where x lies on the grid 0, step, ..., (L - 1) step by the type it is stored in: 256 for 8-bit
             gray levels, whatever the largest; 2 for binary data; the largest value of all splits plus 1 for other
             integers of at least 0. None for real numbers.
@@ -149,6 +155,9 @@ class Dataset:
         has_missing: whether some values are NaN, which means that they were not observed.
         divisor: `value / divisor` is x, or, where x is binarized, the probability that it is 1; 255 for gray levels.
         is_real: whether the values are stored as real numbers, and not as integers or booleans.
+        standardization: the map from the data's own units to x, by the mean and the standard deviation of the training
+            split; `standardization.apply(rows)` treats new rows alike, `.invert(x)` leads back. None where x is in the
+            data's own units. The fingerprint is that of the data in their own units either way.
     """
 
     name: str
@@ -168,6 +177,7 @@ class Dataset:
     has_missing: bool = False
     divisor: float = 1.0
     is_real: bool = True
+    standardization: Standardization | None = None
 
     @property
     def num_values(self) -> int:
@@ -179,6 +189,8 @@ class Dataset:
         low, high = self.min_value, self.max_value
         seed = "" if self.binarize == "none" else f" (seed {self.binarize_seed})"
         lines = [f"Dataset {self.name}: {kind} of {self.num_values} values in {low:g} .. {high:g}"]
+        if self.standardization is not None:
+            lines[0] += ", standardized"
         if self.has_missing:
             lines[0] += ", some missing"
         lines += [f"  {'binarize':<11} {self.binarize}{seed}"]
