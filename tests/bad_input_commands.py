@@ -93,6 +93,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "evaluate": [
         ("evaluate", "."),
         ("evaluate nowhere", "nowhere"),
+        ("evaluate nowhere --data {reals}", "own splits are measured. Rows of a file: pyro-vae score RUN FILE"),
         ("evaluate nowhere --num-data -1", "num-data: expected a positive number; got -1"),
         ("evaluate nowhere --estimators", "estimators"),
         ("evaluate nowhere --estimators waic", "estimators|waic"),

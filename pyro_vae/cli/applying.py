@@ -86,17 +86,24 @@ class ScoreCommand(_Applying):
         """Score."""
 
         def work(run: Run, common: Any, out: Path) -> Rows:  # noqa: ANN401
-            # What is measured is kept on the way; of other settings it is of no use, which its journal tells.
-            state = out.parent / f"{out.name}.unfinished"
-            found = run.score(
-                self.file,
-                gaps=self.gaps,
-                estimator=self.estimator,
-                num_draws=self.num_draws,
-                num_temperatures=self.num_temperatures,
-                resume=Resume(state),
-                **common,
-            )
+            # What is measured is kept on the way; of other settings what is done is of no use.
+            kind = "gaps" if self.gaps else self.estimator
+            state = out.parent / f"{out.name}-{kind}-{self.seed}.unfinished"
+            try:
+                found = run.score(
+                    self.file,
+                    gaps=self.gaps,
+                    estimator=self.estimator,
+                    num_draws=self.num_draws,
+                    num_temperatures=self.num_temperatures,
+                    resume=Resume(state),
+                    **common,
+                )
+            except BaseException:
+                if is_first() and not any(state.rglob("rows-*.pt")):
+                    # Nothing has been done that could be gone on from.
+                    shutil.rmtree(state, ignore_errors=True)
+                raise
             if is_first():
                 shutil.rmtree(state, ignore_errors=True)
             return found

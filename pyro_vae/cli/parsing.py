@@ -174,6 +174,8 @@ def _unknown_option(word: str, command: Any, words: list[str]) -> str:  # noqa: 
     parts = [word for word in words if re.fullmatch(r"[\w.-]+:[\w-]+", word)]
     text = help_of(command, parts)
     known = options_in(text)
+    if option == "--data" and command in (EvaluateCommand, GapsCommand):
+        return "Unknown option --data: the run's own splits are measured. Rows of a file: pyro-vae score RUN FILE."
     kind = option.removeprefix("--").rpartition(".")[0]
     named = next((part for part in parts if part.startswith(f"{kind}:")), None)
     if named and option in known:

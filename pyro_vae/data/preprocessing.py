@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.data.arrays import find_array, read_archive, read_whole
+from pyro_vae.data.arrays import find_array, read_archive, read_whole, require_memory
 from pyro_vae.data.records import Binarize, Dataset, Split
 from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import opened
@@ -385,6 +385,8 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
         _refuse_option("key", key, path, ".npz files")
         array = find_array(path)
         if array is not None:
+            # Read, and held once more as x.
+            require_memory(str(path), 2 * 8 * array.size, "takes", "apply the run to a part of the rows")
             return read_whole(array)
     name = key or "x"
     arrays, known = read_archive(path, (name,))

@@ -30,14 +30,12 @@ def searched(vae: VAE, x: Tensor, *, seed: int) -> tuple[Local, Refined]:
     Raises:
         ValueError: the model has no family.
     """
-    family = vae.family
-    if family is None:
-        raise ValueError("family: expected a VAE with a variational family, or an encoder; got neither. Pass family=.")
+    family = _family(vae)
     if not family.is_fitted:
         # A flow whose weights were never trained says nothing: Monte Carlo EM does without one.
-        family = proposal_family(_member(family, x))
+        family = _rich(family, x, device_of(vae.model))
     refined = refine(vae.model, family, x, seed=seed)
-    return Local(family, refined.params), refined
+    return Local(family, refined.params.to(device_of(vae.model))), refined
 
 
 def proposal(vae: VAE, x: Tensor, *, seed: int) -> Local:
@@ -48,17 +46,14 @@ def proposal(vae: VAE, x: Tensor, *, seed: int) -> Local:
         x: (N, P) rows.
         seed: of the search.
     """
-    guide = vae.guide
+    guide, device = vae.guide, device_of(vae.model)
     if guide is None:
-        family = vae.family
-        if family is None:
-            raise ValueError("family: expected a VAE with a variational family, or an encoder; got neither.")
-        rich = proposal_family(_member(family, x))
-        return Local(rich, refine(vae.model, rich, x, tol=PROPOSAL_TOL, seed=seed).params)
+        rich = _rich(_family(vae), x, device)
+        return Local(rich, refine(vae.model, rich, x, tol=PROPOSAL_TOL, seed=seed).params.to(device))
     with frozen(vae.model, guide), seeded(seed):
         with torch.no_grad():
-            site, first = guide_distribution(guide, x[:1])
-        rich = proposal_family(first).to(x.device)
+            site, first = guide_distribution(guide, x[:1].to(device))
+        rich = proposal_family(first).to(device)
 
         def work(index: Tensor, rows: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
@@ -66,10 +61,18 @@ def proposal(vae: VAE, x: Tensor, *, seed: int) -> Local:
                 require_sound(vae.model, guide, q, rows, site=site)
             return {"rows": proposal_rows(vae.model, rows, index, q, rich, site=site, search=Search(), seed=seed)}
 
-        found = over_chunks(work, vae.model, x, Search().num_particles, "proposals", device=device_of(vae.model, guide))
-    return Local(rich, found["rows"], site)
+        found = over_chunks(work, vae.model, x, Search().num_particles, "proposals", device=device)
+    return Local(rich, found["rows"].to(device), site)
 
 
-def _member(family: Family, x: Tensor) -> torch.distributions.Distribution:
+def _family(vae: VAE) -> Family:
+    if vae.family is None:
+        raise ValueError("family: expected a VAE with a variational family, or an encoder; got neither. Pass family=.")
+    return vae.family.to(device_of(vae.model))
+
+
+def _rich(family: Family, x: Tensor, device: torch.device) -> Family:
+    """The family of proposals near members of this one."""
     with torch.no_grad():
-        return family(family.initial_params(1, like=like(x)))
+        member = family(family.initial_params(1, like=like(x[:1].to(device))))
+    return proposal_family(member).to(device)

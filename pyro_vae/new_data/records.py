@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,13 @@ class Rows:
         Raises:
             ValueError: the file is there already, cannot be written, or its ending is unknown.
         """
-        write_columns(Path(path), self.columns(), self.arrays(), overwrite=overwrite)
+        target = Path(path)
+        is_table = target.suffix != ".npz"
+        write_columns(target, self._table if is_table else {}, {} if is_table else self.arrays(), overwrite=overwrite)
+
+    @cached_property
+    def _table(self) -> dict[str, np.ndarray]:
+        return self.columns()
 
     def __repr__(self) -> str:
         """One line, without the numbers of every row."""
@@ -97,17 +104,17 @@ class Rows:
         return html_table(header, rows, [*self._more(), *self.notes()])
 
     def _first_rows(self) -> list[list[str]]:
-        columns = dict(list(self.columns().items())[:_WIDTH])
+        columns = dict(list(self._table.items())[:_WIDTH])
         return [
             list(columns),
             *([_cell(values[row]) for values in columns.values()] for row in range(self._num_shown())),
         ]
 
     def _num_shown(self) -> int:
-        return min(_SHOWN, len(next(iter(self.columns().values()))))
+        return min(_SHOWN, len(next(iter(self._table.values()))))
 
     def _more(self) -> list[str]:
-        columns = self.columns()
+        columns = self._table
         rows, wide = len(next(iter(columns.values()))) - self._num_shown(), len(columns) - _WIDTH
         more = [f"{rows} more row{'s' * (rows > 1)}"] if rows > 0 else []
         more += [f"{wide} more column{'s' * (wide > 1)}"] if wide > 0 else []

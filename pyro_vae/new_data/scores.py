@@ -37,8 +37,7 @@ def score(
             from the same proposal. With `gaps` both are run, and the one with the larger mean is taken.
         num_draws: draws behind the estimate.
         num_temperatures: temperatures of annealing.
-        resume: where each chunk's results are kept, so that the same call goes on after it was killed; of `gaps` and of
-            importance sampling alone.
+        resume: where each chunk's results are kept, so that the same call goes on after it was killed.
         seed: of all draws. A row's numbers depend on the seed, its values and its number alone, but for rounding;
             in another order they differ by their Monte Carlo error.
 
@@ -92,7 +91,7 @@ def score(
     else:
         annealing = Annealing(num_temperatures=num_temperatures)
         start = start if guide is None else proposal(vae, x, seed=seed)
-        evidence = ais(vae.model, x, start=start, annealing=annealing, seed=seed)
+        evidence = ais(vae.model, x, start=start, annealing=annealing, resume=resume, seed=seed)
         settings = {"num_temperatures": num_temperatures, "seed": seed}
     return Scores(
         log_evidence=evidence.value.double(),
