@@ -64,8 +64,15 @@ def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: 
     incomplete = x.isnan().any(-1)
     if bool(incomplete.any()) and not bool(x.isinf().any()):
         with eval_mode(model), own_random_state(), torch.no_grad(), pyro.validation_enabled(is_validate=False):
-            if bool(observed_log_prob(model, x[incomplete]).isfinite().all()):
-                return
+            log_p = observed_log_prob(model, x[incomplete]).cpu()
+        if bool(log_p.isfinite().all()):
+            return
+        if not bool(log_p.isnan().any()):
+            worst = int(index[incomplete.cpu()][~log_p.isfinite()][0])
+            raise ValueError(
+                f"data: expected values that the model's density can hold; that of datapoint {worst} is 0 at the "
+                "values that were observed. Look for values far from those of the fit, or outside the model's support."
+            )
     require_finite(x, index)
 
 

@@ -534,9 +534,25 @@ class TestWriting:
     def test_flags_are_words(self):
         from pyro_vae.new_data.records import flags, trust_notes
 
-        flag = flags(torch.tensor([NAN, 0.2, 0.6, 0.8, 0.1]), torch.tensor([NAN, 50.0, 9, 9, 1.5]), 5)
-        assert flag.tolist() == ["ok", "ok", "error unreliable", "do not trust", "do not trust"]
-        assert any("(3, 4): do not trust log p(x) there" in note for note in trust_notes(flag, "log p(x)"))
+        k, ess = torch.tensor([NAN, 0.2, 0.6, 0.8, 0.1, 0.6, 0.1]), torch.tensor([NAN, 50.0, 9, 9, 1.5, 9, 9])
+        finite, rounding = torch.tensor([True] * 6 + [False]), torch.tensor([0.0, 0.05, 0, 0, 0, 0.2, 0])
+        flag = flags(k, ess, finite=finite, rounding=rounding)
+        assert flag.tolist() == ["ok", "ok", "error unreliable", *["do not trust"] * 2, "rounded", "do not trust"]
+        assert any("(3, 4, 6): do not trust log p(x) there" in note for note in trust_notes(flag, "log p(x)"))
+
+    def test_rows_far_from_the_data_are_told_from_rounding(self, opened):
+        """A density that single precision cannot hold is no number to rank by without a word."""
+        x = np.zeros((4, 4))
+        x[1:, 0] = 1e2, 1e5, 1e30
+        found = opened("floats").score(x, num_draws=100)
+        assert found.flag.tolist()[:2] == ["ok", "ok"] and found.flag[3] == "do not trust"
+        # Rounding may look like a heavy tail.
+        assert found.flag[2] in ("rounded", "do not trust")
+        assert (found.log_evidence.diff() < 0).all()
+        run = opened("holes")
+        x[1:, 3] = NAN
+        with pytest.raises(ValueError, match="density can hold; that of datapoint 3 is 0"):
+            run.impute(x)
 
 
 class TestFixedRows:

@@ -21,7 +21,7 @@ from inference.isolation import device_of, frozen
 from inference.memory import draws_for
 from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.progress import track
-from inference.scoring import guide_of, require_draws
+from inference.scoring import guide_of, require_draws, require_readable
 from inference.weights import ess, pareto_k
 from pyro_vae.data.preprocessing import NewRows
 from pyro_vae.new_data.proposals import proposal
@@ -73,6 +73,10 @@ def impute(
     columns: dict[str, Tensor] = {}
     if len(incomplete):
         x = rows.x[incomplete]
+        with frozen(vae.model), torch.no_grad():
+            # Here, where a row still has its number in the file.
+            for few in incomplete.split(4096):
+                require_readable(vae.model, rows.x[few].to(device_of(vae.model)), few)
         local = proposal(vae, x, seed=seed)
 
         def work(index: Tensor, x: Tensor) -> dict[str, Tensor]:

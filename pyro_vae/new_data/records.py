@@ -141,6 +141,7 @@ class Scores(Rows):
         ess: (N,) effective number of draws or chains behind `log_evidence`, or None.
         pareto_k: (N,) tail index of the importance weights, or None; NaN where there is no tail.
         gaps: the decomposition of log p(x) - L[q], where it was asked for.
+        precision: relative rounding error of the type that densities are computed in.
     """
 
     log_evidence: Float[Tensor, " N"]
@@ -150,6 +151,7 @@ class Scores(Rows):
     ess: Float[Tensor, " N"] | None = None
     pareto_k: Float[Tensor, " N"] | None = None
     gaps: Gaps | None = None
+    precision: float = 0.0
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -157,8 +159,17 @@ class Scores(Rows):
 
     @property
     def flag(self) -> np.ndarray:
-        """(N,) "ok"; "error unreliable": Pareto k > 0.5; "do not trust": k > 0.7, or fewer than 2 effective draws."""
-        return flags(self.pareto_k, self.ess, len(self))
+        """(N,) how far to trust each row, in words.
+
+        "ok"; "error unreliable": Pareto k > 0.5; "rounded": the densities' type rounds log p(x) by more than 0.1 nats;
+        "do not trust": k > 0.7, fewer than 2 effective draws, or an overflow.
+        """
+        return flags(
+            self.pareto_k,
+            self.ess,
+            finite=self.log_evidence.isfinite() & self.log_evidence_se.isfinite(),
+            rounding=self.log_evidence.abs() * self.precision,
+        )
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the table: row, identifier, log p(x), ELBO, how far to trust them, and gaps."""
@@ -298,8 +309,12 @@ class Imputed(Rows):
 
     @property
     def flag(self) -> np.ndarray:
-        """(N,) "ok"; "error unreliable": Pareto k > 0.5; "do not trust": k > 0.7, or fewer than 2 effective draws."""
-        return flags(self.pareto_k, self.ess, len(self))
+        """(N,) how far to trust each row, in words.
+
+        "ok"; "error unreliable": Pareto k > 0.5; "do not trust": k > 0.7, fewer than 2 effective draws, or an overflow.
+        """
+        finite = (self.x.isfinite() & self.sd.isfinite()) | ~self.missing
+        return flags(self.pareto_k, self.ess, finite=finite.all(1))
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the table: the file's, filled, and sd and error of each that was; of draws, one line a draw."""
@@ -355,15 +370,33 @@ class Imputed(Rows):
         return {**super().summary(), **counts}
 
 
-UNRELIABLE, UNTRUSTED = "error unreliable", "do not trust"
+UNRELIABLE, ROUNDED, UNTRUSTED = "error unreliable", "rounded", "do not trust"
 # Below this effective number one draw or one chain carries the estimate.
 LEAST_ESS = 2
+# Nats that the type of the densities may round away unnoticed.
+LEAST_ROUNDING = 0.1
 
 
-def flags(pareto_k: Float[Tensor, " N"] | None, ess: Float[Tensor, " N"] | None, num_rows: int) -> np.ndarray:
-    """Words for each row on how far its tail index and its effective number of draws allow to trust it."""
-    k, few = (np.full(num_rows, np.nan) if values is None else values.numpy() for values in (pareto_k, ess))
-    return np.where((k > 0.7) | (few < LEAST_ESS), UNTRUSTED, np.where(k > 0.5, UNRELIABLE, "ok"))
+def flags(
+    pareto_k: Float[Tensor, " N"] | None,
+    ess: Float[Tensor, " N"] | None,
+    *,
+    finite: Bool[Tensor, " N"],
+    rounding: Float[Tensor, " N"] | None = None,
+) -> np.ndarray:
+    """Words for each row on how far it is to be trusted.
+
+    Args:
+        pareto_k: tail index of the importance weights, or None.
+        ess: effective number of draws, or None.
+        finite: whether what was estimated is finite.
+        rounding: largest rounding error of the densities, in nats, or None.
+    """
+    nothing = np.full(len(finite), np.nan)
+    k, few, rounded = (nothing if values is None else values.numpy() for values in (pareto_k, ess, rounding))
+    found = np.where(k > 0.5, UNRELIABLE, "ok")
+    found = np.where(rounded > LEAST_ROUNDING, ROUNDED, found)
+    return np.where((k > 0.7) | (few < LEAST_ESS) | ~finite.numpy(), UNTRUSTED, found)
 
 
 def trust_notes(flag: np.ndarray, of: str) -> list[str]:
@@ -376,13 +409,22 @@ def trust_notes(flag: np.ndarray, of: str) -> list[str]:
     lines = []
     if num := int((flag == UNRELIABLE).sum()):
         lines.append(f"Pareto k > 0.5 at {num} of {len(flag)} rows: the error of {of} is unreliable there.")
-    if len(rows := np.flatnonzero(flag == UNTRUSTED)):
-        shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
+    if len(rows := np.flatnonzero(flag == ROUNDED)):
         lines.append(
-            f"Warning: Pareto k > 0.7, or fewer than {LEAST_ESS} effective draws, at {len(rows)} of {len(flag)} rows "
-            f"({shown}): do not trust {of} there. Raise the number of draws."
+            f"{of} of {len(rows)} of {len(flag)} rows{_rows(rows)} is so far from 0 that the run's floating-point type "
+            f"rounds it by more than {LEAST_ROUNDING} nats: these rows are unlike the fit's data, by how much is known "
+            "to some digits alone."
+        )
+    if len(rows := np.flatnonzero(flag == UNTRUSTED)):
+        lines.append(
+            f"Warning: Pareto k > 0.7, fewer than {LEAST_ESS} effective draws or an overflow at {len(rows)} of "
+            f"{len(flag)} rows{_rows(rows)}: do not trust {of} there. Raise the number of draws, or look at the values."
         )
     return lines
+
+
+def _rows(rows: np.ndarray) -> str:
+    return f" ({', '.join(map(str, rows[:_SHOWN]))}{', ...' if len(rows) > _SHOWN else ''})"
 
 
 def free(name: str, taken: Mapping[str, object]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
+
 from inference import Amortized, Annealing, Local, Resume, ais, elbo, iwae, measure_gaps
 from inference.noise import resolve_seed
 from pyro_vae.data.preprocessing import NewRows
@@ -49,6 +51,7 @@ def score(
         raise ValueError(f"estimator: expected one of {', '.join(get_args(Estimator))}; got {estimator!r}.")
     x, guide = rows.x, vae.guide
     common: dict[str, Any] = {"where": rows.where, "id_name": rows.id_name, "ids": rows.ids, "remarks": rows.notes}
+    common["precision"] = torch.finfo(x.dtype).eps
     settings: dict[str, Any] = {"num_draws": num_draws, "seed": seed}
     own: Amortized | Local
     start: Amortized | Local
