@@ -153,7 +153,7 @@ def _block(
 def _given(vae: VAE, z: Float[Tensor, "S B D"], x: Float[Tensor, "B P"], *, seed: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of each value given z and what was observed; a draw and 0 where they have no closed form."""
     with pyro.validation_enabled(is_validate=False):
-        p = vae.likelihood.conditional(vae.decode(z), x)
+        p = _conditional(vae, z, x)
         try:
             return p.mean.double(), p.variance.double()
         except NotImplementedError:
@@ -161,12 +161,17 @@ def _given(vae: VAE, z: Float[Tensor, "S B D"], x: Float[Tensor, "B P"], *, seed
             return value, torch.zeros_like(value)
 
 
+def _conditional(vae: VAE, z: Float[Tensor, "S B D"], x: Float[Tensor, "B P"]) -> Any:  # noqa: ANN401
+    # Of x as the model takes it, whatever unit `decode` speaks in.
+    return vae.likelihood.conditional(vae.likelihood(vae.decoder_output(z)), x)
+
+
 def _drawn(vae: VAE, z: Float[Tensor, "S B D"], x: Float[Tensor, "B P"], *, seed: int) -> Float[Tensor, "S B P"]:
     num_rows = len(x)
     with pyro.validation_enabled(is_validate=False), measured(seed):
         # Of a full block: a row's draws do not depend on what follows it.
         rows = torch.arange(BLOCK).clamp_max(num_rows - 1).to(x.device)
-        p: Any = vae.likelihood.conditional(vae.decode(z[:, rows]), x[rows])
+        p: Any = _conditional(vae, z[:, rows], x[rows])
         return p.sample()[:, :num_rows].double()
 
 
