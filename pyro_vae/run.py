@@ -134,7 +134,7 @@ class Run:
         Args:
             x: a path that ends in .csv, .parquet, .npy or .npz; a tensor, an array or a pandas DataFrame, (N, P) or
                 images, in the unit of the fit's file; or a `Split` of `dataset`.
-            key: array of a .npz file that holds the rows; None: x.
+            key: array of a .npz file that holds the rows; None: as in the fit's file, else x.
             id_column: column of a table that identifies its rows; it is copied into what is written.
 
         Raises:
@@ -143,6 +143,8 @@ class Run:
                 that the likelihood does not allow; the message names row and column.
         """
         likelihood = self.vae.likelihood
+        if key is None and isinstance(x, str | os.PathLike) and os.fspath(x).endswith(".npz"):
+            key = self.config["data"].get("load", {}).get("key")
         rows = self.preprocessing.read(
             x,
             dtype=next(self.vae.parameters()).dtype,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from torch import nn
 
 import pyro_vae.jobs
@@ -371,10 +372,14 @@ class TestReading:
             run.encode("digits")
         with pytest.raises(TypeError, match="got a list"):
             run.encode([[1.0] * 4])
+        sparse = csr_matrix(np.eye(2, 4))
+        assert torch.equal(run.encode(sparse).mean, run.encode(sparse.toarray()).mean)
         np.savez(tmp_path / "a.npz", z=np.zeros((2, 4)))
         with pytest.raises(ValueError, match="expected an array x; the file has z"):
             run.encode(tmp_path / "a.npz")
         assert len(run.encode(tmp_path / "a.npz", key="z")) == 2
+        run.config["data"]["load"]["key"] = "z"  # that of the fit's file
+        assert len(run.encode(tmp_path / "a.npz")) == 2
         with pytest.raises(ValueError, match="key: expected with .npz files alone"):
             run.encode(np.zeros((2, 4)), key="z")
         with pytest.raises(ValueError, match="id_column: expected with tables alone"):

@@ -250,11 +250,15 @@ class Preprocessing:
             if data.layout is not torch.strided or data.is_meta or data.is_complex():
                 raise ValueError(f"x: expected a dense tensor of real numbers; got {data.dtype}, {data.layout}.")
             data = (data.float() if data.dtype == torch.bfloat16 else data).detach().cpu().numpy()
+        if hasattr(data, "toarray"):
+            # A sparse matrix; its rows are needed whole.
+            data = data.toarray()
         if isinstance(data, np.ma.MaskedArray):
             raise ValueError("x: expected plain values; got a masked array. Pass x.filled(np.nan).")
         if not isinstance(data, np.ndarray):
             raise TypeError(
-                f"x: expected a path, a tensor, an array, a DataFrame or a Split; got a {name}. Try numpy.asarray."
+                f"x: expected a path, a tensor, an array, a DataFrame or a Split; got a {name}. Stack its rows to "
+                "an array (N, P)."
             )
         return self._from_array("x", data)
 
@@ -327,6 +331,9 @@ class Preprocessing:
         if others := [name for name in names if name not in columns and name != id_column]:
             notes.append(f"Ignored: {_listed(others)}, which the run was not fitted to.")
         ids = None if id_column is None else frame[id_column].to_numpy()
+        if ids is not None and ids.dtype == object:
+            # Of several types they could be written to no file.
+            ids = np.array([value if isinstance(value, str) else str(value) for value in ids], dtype=object)
         x = np.column_stack([array.astype(np.float64) for array in columns.values()])
         return NewRows(where, _wide(x), columns, *_same(x), (self.num_values,), id_column, ids, tuple(notes))
 

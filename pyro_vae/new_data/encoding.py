@@ -40,6 +40,24 @@ def encode(
 
     Raises:
         ValueError: a number is out of range, or the rows do not fit the model.
+
+    Example:
+        >>> from inference import MeanField
+        >>> from pyro_vae.data import Preprocessing
+        >>> from pyro_vae.likelihoods import GaussianSharedScale
+        >>> from pyro_vae.networks import Linear
+        >>> from pyro_vae.priors import StandardNormal
+        >>> vae = VAE(
+        ...     prior=StandardNormal(2),
+        ...     likelihood=GaussianSharedScale(mask=True),
+        ...     decoder=Linear(2, 5),
+        ...     family=MeanField(2),
+        ...     encoder=Linear(5, 4),
+        ... )
+        >>> dtype = next(vae.parameters()).dtype
+        >>> rows = Preprocessing(num_values=5).read(torch.ones(3, 5), dtype=dtype)
+        >>> encode(vae, rows).mean.shape
+        torch.Size([3, 2])
     """
     seed = resolve_seed(seed)
     if num_draws is not None:

@@ -57,6 +57,26 @@ def impute(
 
     References:
         Mattei & Frellsen (2019), MIWAE: deep generative modelling and imputation of incomplete data sets.
+
+    Example:
+        >>> from inference import MeanField
+        >>> from pyro_vae.data import Preprocessing
+        >>> from pyro_vae.likelihoods import GaussianSharedScale
+        >>> from pyro_vae.networks import Linear
+        >>> from pyro_vae.priors import StandardNormal
+        >>> vae = VAE(
+        ...     prior=StandardNormal(2),
+        ...     likelihood=GaussianSharedScale(mask=True),
+        ...     decoder=Linear(2, 5),
+        ...     family=MeanField(2),
+        ...     encoder=Linear(5, 4),
+        ... )
+        >>> dtype = next(vae.parameters()).dtype
+        >>> x = torch.ones(3, 5)
+        >>> x[1, 2] = torch.nan
+        >>> rows = Preprocessing(num_values=5).read(x, dtype=dtype, allow_missing=True)
+        >>> impute(vae, rows, num_importance_draws=100).missing.sum()
+        tensor(1)
     """
     seed = resolve_seed(seed)
     if not vae.likelihood.mask:

@@ -45,6 +45,24 @@ def score(
 
     Raises:
         ValueError: `gaps` were asked of a model without an encoder, or a number is out of range.
+
+    Example:
+        >>> from inference import MeanField
+        >>> from pyro_vae.data import Preprocessing
+        >>> from pyro_vae.likelihoods import GaussianSharedScale
+        >>> from pyro_vae.networks import Linear
+        >>> from pyro_vae.priors import StandardNormal
+        >>> vae = VAE(
+        ...     prior=StandardNormal(2),
+        ...     likelihood=GaussianSharedScale(mask=True),
+        ...     decoder=Linear(2, 5),
+        ...     family=MeanField(2),
+        ...     encoder=Linear(5, 4),
+        ... )
+        >>> dtype = next(vae.parameters()).dtype
+        >>> rows = Preprocessing(num_values=5).read(torch.ones(3, 5), dtype=dtype)
+        >>> score(vae, rows, num_draws=100).log_evidence.shape
+        torch.Size([3])
     """
     seed = resolve_seed(seed)
     if estimator not in get_args(Estimator):
