@@ -424,6 +424,15 @@ class TestReading:
         assert run.read_rows(bits).x.tolist() == bits.astype(float).tolist()
         assert opened("dynamic").read_rows(np.full((1, 8, 8), 16)).x.min() == 1
 
+    def test_a_missing_bit_is_missing(self, opened):
+        run = opened("bits")
+        run.vae.likelihood.mask = True
+        levels = np.array([[0, 255, NAN, 255, 0, 2]])
+        assert run.read_rows(levels).x.isnan().tolist() == [[False, False, True, False, False, False]]
+        found = run.impute(levels, num_draws=50, num_importance_draws=200)
+        assert 20 < found.x[0, 2] < 235 and set(found.draws[0, :, 2].tolist()) == {0.0, 255.0}
+        assert (found.x[0, [0, 1, 3, 4, 5]] == torch.from_numpy(levels)[0, [0, 1, 3, 4, 5]]).all()
+
     def test_values_outside_the_support_are_named(self):
         how = Preprocessing(num_values=2, columns=("a", "b"))
         rows = how.read(np.array([[0, 1], [1, 7]]), dtype=torch.float32)

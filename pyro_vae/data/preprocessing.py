@@ -198,6 +198,8 @@ class Preprocessing:
             "takes rows with missing values.",
         )
         scale, notes = (1.0, []) if isinstance(data, Split) else self._unit(found)
+        # What is filled in for a bit is a probability: in the unit of the file it is one of the levels between.
+        factor = torch.full((self.num_values,), scale, dtype=torch.float64)
         wide = found.x / scale
         if self.binarize != "none" and not isinstance(data, Split):
             inside = (wide >= 0) & (wide <= 1) | wide.isnan()
@@ -209,7 +211,6 @@ class Preprocessing:
             )
             scale = 1.0
         # As a split divides: in the type of x.
-        factor = torch.full((self.num_values,), scale, dtype=torch.float64)
         shift = torch.zeros_like(factor)
         if self.standardization is not None:
             x = self.standardization.apply(wide, dtype=dtype)
@@ -384,7 +385,7 @@ class Preprocessing:
             digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16).digest()
             generator = np.random.default_rng([self.binarize_seed, int.from_bytes(digest, "little")])
             drawn[row] = torch.from_numpy(generator.random(len(p))) < p
-        return drawn
+        return drawn.masked_fill(probability.isnan(), torch.nan)
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
