@@ -364,6 +364,16 @@ class TestReading:
         with pytest.raises(ValueError, match=message):
             opened("floats").encode(array)
 
+    def test_a_table_for_a_fit_without_names(self, opened):
+        run, x = opened("floats"), np.arange(12.0).reshape(3, 4)
+        plain = run.read_rows(x)
+        numbered = pd.DataFrame(x, columns=["x0", "x1", "x2", "x3"])[["x2", "x0", "x3", "x1"]].assign(name="n")
+        for table in (numbered, pd.DataFrame(x)[[3, 1, 0, 2]], pd.DataFrame(x, columns=NAMES)):
+            assert torch.equal(run.read_rows(table).x, plain.x)
+        assert "in the order height, mass, age, width" in run.read_rows(pd.DataFrame(x, columns=NAMES)).notes[0]
+        with pytest.raises(ValueError, match="expected 4 columns.*got 5: height"):
+            run.read_rows(pd.DataFrame(x, columns=NAMES).assign(label=1))
+
     def test_what_is_no_rows(self, opened, tmp_path):
         run = opened("floats")
         with pytest.raises(FileNotFoundError, match="there is none"):
@@ -633,6 +643,7 @@ class TestCommands:
             ("encode run new.csv --out new.csv --overwrite", "expected another file than the rows are read from"),
             ("encode run new.csv --out no/a.csv", "there is no no. Make it first"),
             ("encode run new.csv --out there.csv", "the file is there already; nothing was touched"),
+            ("encode run new.csv --out /proc/a.csv", "--out /proc/a.csv: cannot be written"),
             ("encode run gone.csv", "gone.csv: expected a file of rows; there is none"),
             ("encode run new.csv --key z", "key: expected with .npz files alone"),
             ("score run new.csv --num-draws 3", "num_draws: expected an even number of at least 50"),

@@ -300,19 +300,19 @@ class Preprocessing:
                 f"{_listed(names)}."
             )
         notes = []
-        if self.columns is not None:
-            lacking = [name for name in self.columns if name not in names]
+        by_name = self.columns
+        numbered = [tuple(f"{prefix}{place}" for place in range(self.num_values)) for prefix in ("x", "")]
+        if by_name is None:
+            # Of values without names the number of the column is the name, in any order.
+            by_name = next((known for known in numbered if set(known) <= set(names)), None)
+        if by_name is not None:
+            lacking = [name for name in by_name if name not in names]
             if lacking:
                 raise ValueError(
                     f"{where}: expected the columns that the run was fitted to; it lacks {_listed(lacking)}."
-                    f"{did_you_mean(lacking[0], names)} It has {_listed(names)}. Rename or add them"
-                    + (
-                        "; a value that was not observed may be left empty."
-                        if len(lacking) < len(self.columns)
-                        else "."
-                    )
+                    f"{did_you_mean(lacking[0], names)} It has {_listed(names)}. Rename or add them."
                 )
-            chosen = list(self.columns)
+            chosen = list(by_name)
         else:
             chosen = [name for name in names if name != id_column]
             if len(chosen) != self.num_values:

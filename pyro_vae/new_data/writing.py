@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,12 @@ def require_target(out: Path, *, overwrite: bool = False, source: Any = None) ->
         raise ValueError(
             f"--out {out}: expected a file in an existing folder; there is no {out.parent}. Make it first."
         )
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"--out {out}: {out.parent} cannot be written to. Choose another folder.")
+    try:
+        # Tried, because permissions alone do not tell.
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}). Choose another folder.") from error
 
 
 def write_columns(
