@@ -364,6 +364,12 @@ class TestReading:
         with pytest.raises(ValueError, match=message):
             opened("floats").encode(array)
 
+    @pytest.mark.parametrize("rows", ["1,2,3,4,\n5,6,7,8,\n", "0,1,0,2,0,3,0,4\n0,1,0,2,0,3,0,4\n", "0,2,3,4,5\n"])
+    def test_rows_longer_than_their_header(self, opened, tmp_path, rows):
+        (tmp_path / "new.csv").write_text(",".join(NAMES) + "\n" + rows)
+        with pytest.raises(ValueError, match="new.csv.*expected"):
+            opened("table").encode(tmp_path / "new.csv")
+
     def test_a_table_for_a_fit_without_names(self, opened):
         run, x = opened("floats"), np.arange(12.0).reshape(3, 4)
         plain = run.read_rows(x)

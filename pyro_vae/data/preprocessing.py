@@ -234,7 +234,14 @@ class Preprocessing:
             if path.suffix in (".csv", ".parquet"):
                 _refuse_option("key", key, path, ".npz files")
                 with opened(path):
-                    return self._from_frame(str(path), read_frame(path), id_column)
+                    frame = read_frame(path)
+                if path.suffix == ".csv" and type(frame.index).__name__ != "RangeIndex":
+                    # Pandas takes what is too much for an index, and every value for its neighbour's.
+                    raise ValueError(
+                        f"{path}: expected as many values in a row as the first line has names; got more. Look for a "
+                        "comma at the end of rows, or decimal commas."
+                    )
+                return self._from_frame(str(path), frame, id_column)
             _refuse_option("id_column", id_column, path, "tables")
             return self._from_array(str(path), _read_array(path, key))
         name = type(data).__name__
