@@ -61,6 +61,7 @@ class _Layout:
     latent_dtype: np.dtype
     observed: dict[str, tuple[int, ...]]
     discrete: dict[str, bool]
+    restored: frozenset[str]
 
     @property
     def num_values(self) -> int:
@@ -69,6 +70,9 @@ class _Layout:
 
     def value_dtype(self, name: str) -> np.dtype:
         """Counts as int32 (ArviZ refuses unsigned ones, and small ones overflow in arithmetic), else float32."""
+        if name in self.restored:
+            # Single precision would lose the digits behind a large offset.
+            return np.dtype(np.float64)
         return np.dtype(np.int32 if self.discrete[name] else np.float32)
 
 
@@ -103,10 +107,11 @@ def to_datatree(
     * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
 
     Counts and binary values are stored as int32, other values as float32, as are counts of which some were not
-    observed (NaN). Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide run in eval mode
-    without gradients, in chunks; their modes, the caller's parameter store and torch's random state are afterwards as
-    they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and its index, not on
-    how many datapoints follow.
+    observed (NaN). A site whose distribution has a method `restore(value)`, as that of a standardized VAE, is stored in
+    the units that it returns, as float64. Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide
+    run in eval mode without gradients, in chunks; their modes, the caller's parameter store and torch's random state
+    are afterwards as they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and
+    its index, not on how many datapoints follow.
 
     Attributes of the root say how the draws were made, `inference_method` ("variational"; also at `posterior` and
     `sample_stats`), `guide`, `site`, `seed` and `settings` (JSON), and by which versions of which libraries.
@@ -192,7 +197,7 @@ def to_datatree(
     for name, values in groups["observed_data"].items():
         # No integer says that a count was not observed.
         groups["observed_data"][name] = values.astype(
-            np.float32 if np.isnan(values).any() else layout.value_dtype(name)
+            np.float32 if np.isnan(values).any() and name not in layout.restored else layout.value_dtype(name)
         )
     if axes.labels is not None:
         groups["constant_data"] = {"labels": axes.labels}
@@ -286,7 +291,14 @@ def _layout(model: Program, guide: Program, data: Data, site: str | None, device
         latent_dtype=z.cpu().numpy().dtype,
         observed={name: tuple(node["fn"].event_shape) for name, node in observed.items()},
         discrete={name: _is_discrete(node) for name, node in observed.items()},
+        restored=frozenset(name for name, node in observed.items() if hasattr(node["fn"], "restore")),
     )
+
+
+def _restored(node: Mapping[str, Any]) -> Tensor:
+    """A site's value in the data's own units, where its distribution is over standardized values."""
+    restore = getattr(node["fn"], "restore", None)
+    return node["value"] if restore is None else restore(node["value"])
 
 
 def _is_discrete(node: Mapping[str, Any]) -> bool:
@@ -356,7 +368,7 @@ def _fill_block(
             put("log_likelihood", name, start, log_probs[name])
             if chain == 0 and start == 0:
                 node = nodes[name]
-                value = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)[0, :kept]
+                value = _restored(node).expand(node["fn"].batch_shape + node["fn"].event_shape)[0, :kept]
                 groups["observed_data"][name][first : first + kept] = value.cpu().numpy()
 
         size = min(size, num_predictive - start)
@@ -368,8 +380,8 @@ def _fill_block(
             prior = _sample_sites(_trace(free, x, size))
         put("prior", site, start, prior[site]["value"])
         for name in layout.observed:
-            put("posterior_predictive", name, start, predictive[name]["value"])
-            put("prior_predictive", name, start, prior[name]["value"])
+            put("posterior_predictive", name, start, _restored(predictive[name]))
+            put("prior_predictive", name, start, _restored(prior[name]))
 
 
 def _log_prob(node: Mapping[str, Any]) -> Float[Tensor, "S B"]:
