@@ -15,7 +15,14 @@ from torch.distributions.constraints import Constraint
 
 from inference.batches import Data, chunks, fetch
 from inference.counts import is_number
-from inference.densities import densities, guide_distribution, latent_prior, observed_log_prob, require_rowwise
+from inference.densities import (
+    densities,
+    guide_distribution,
+    latent_prior,
+    observed_log_prob,
+    require_observed,
+    require_rowwise,
+)
 from inference.devices import send
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
@@ -55,7 +62,9 @@ def read_chunks(
                 bar.update(stop - start)
 
 
-def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
+def require_readable(
+    model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"], *, name: str = "data"
+) -> None:
     """Refuse datapoints that hold infinity, or NaN where the model does not take NaN for an unobserved value.
 
     Raises:
@@ -70,13 +79,13 @@ def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: 
         if not bool(log_p.isnan().any()):
             worst = int(index[incomplete.cpu()][~log_p.isfinite()][0])
             raise ValueError(
-                f"data: expected values that the model's density can hold; that of datapoint {worst} is 0 at the "
+                f"{name}: expected values that the model's density can hold; that of datapoint {worst} is 0 at the "
                 "values that were observed. Look for values far from those of the fit, or outside the model's support."
             )
-    require_finite(x, index)
+    require_finite(x, index, name=name)
 
 
-def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
+def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"], *, name: str = "data") -> None:
     """Refuse datapoints that hold NaN or infinity.
 
     Raises:
@@ -87,8 +96,8 @@ def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
         return
     worst = int(index[~finite][0])
     raise ValueError(
-        f"data: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it; or, where NaN means "
-        "unobserved, choose a likelihood that leaves such values out (mask=True)."
+        f"{name}: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it; or, where NaN "
+        "means unobserved, choose a likelihood that leaves such values out (mask=True)."
     )
 
 
@@ -315,6 +324,7 @@ def _require_fit(
     model: Callable[..., Any], x: Tensor, num_latents: int, support: Constraint | None, *, what: str, site: str
 ) -> None:
     prior = latent_prior(model, x[:4], site=site)
+    require_observed(model, x, site=site)
     (expected,) = prior.event_shape
     if num_latents != expected:
         raise ValueError(

@@ -14,11 +14,12 @@ from inference.batches import Data, chunks, fetch, require_fixed
 from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.gaps import measure_gaps
-from inference.isolation import eval_mode, private_store
+from inference.guides import Local
+from inference.isolation import device_of, eval_mode, frozen, private_store
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.results import Evidence, Gaps
 from inference.search import Search
-from inference.training import LoopState
+from inference.training import LoopState, Training
 
 __all__ = ["GapTracker", "TermTracker", "Tracked"]
 
@@ -104,6 +105,17 @@ class GapTracker:
         self.seed = resolve_seed(seed)
         self.options = _QUICK | options
         self.history: list[Tracked] = []
+
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Measure one datapoint before the first step: what cannot be measured is refused while nothing has moved."""
+        if self.every > training.epochs:
+            return
+        device = device_of(self.model, self.guide)
+        for data in (self.data, self.held_out):
+            if data is not None:
+                # A guide with rows for these data takes no others.
+                few = data if isinstance(self.guide, Local) else fetch(data, torch.arange(1), device=device)
+                measure_gaps(self.model, self.guide, few, seed=self.seed, **self.options)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""
@@ -218,6 +230,15 @@ class TermTracker:
         self.epochs: list[int] = []
         self.reconstruction: dict[str, list[float]] = {name: [] for name in data}
         self.kl: dict[str, list[float]] = {name: [] for name in data}
+
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Measure a few datapoints before the first step: what cannot be is refused while nothing has moved."""
+        if self.every > training.epochs:
+            return
+        device = device_of(self.model, self.guide)
+        with frozen(self.model, self.guide), torch.no_grad():
+            for rows in self.data.values():
+                self._terms(fetch(rows, torch.arange(min(len(rows), 4)), device=device), device)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""

@@ -119,6 +119,10 @@ class AmortizedELBO(Objective):
             model, guide = _ScaleLatent(self.kl_weight)(model), _ScaleLatent(self.kl_weight)(guide)
         if hasattr(self.loss, "differentiable_loss"):
             return self.loss.differentiable_loss(model, guide, x) / (self.num_data or len(x))
+        if not torch.is_grad_enabled():
+            value = self.loss.loss(model, guide, x)  # type: ignore[attr-defined]
+            value = value[0] if isinstance(value, tuple) else value
+            return torch.as_tensor(value, device=x.device) / (self.num_data or len(x))
         return self._loss_and_grads(model, guide, x)
 
     def _loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
