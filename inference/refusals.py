@@ -19,7 +19,7 @@ from inference.densities import in_data_plate, is_factor, mask_of, sample_sites,
 from inference.isolation import eval_mode, modules_of, running
 from inference.noise import own_random_state, random_states, set_random_states
 from inference.objectives import Objective
-from inference.processes import Shards
+from inference.processes import Shards, alone
 from inference.scoring import require_readable
 from inference.training import Training, require_valid
 
@@ -100,7 +100,7 @@ def refuse_early(
             require_data_fit(model, validation, first, shards=shards, device=device, name="validation")
             few = fetch(validation, torch.arange(min(len(validation), FEW)), device=device)
             try:
-                with pyro.validation_enabled(is_validate=False):
+                with alone(), pyro.validation_enabled(is_validate=False):
                     held_out(few, Shards())
             except ValueError as error:
                 raise ValueError(
@@ -188,11 +188,14 @@ def require_data_fit(
     for start, stop in rows:
         index = torch.arange(start, stop)
         x = fetch(data, index, device=device)
-        floating = x.is_floating_point() and first.is_floating_point()
-        if x.shape[1:] != first.shape[1:] or (floating and x.dtype != first.dtype):
+        if x.shape[1:] != first.shape[1:]:
             raise ValueError(
-                f"{name}: expected rows of {first.shape[1]} values of type {first.dtype}, as in the training data; got "
-                f"{x.shape[1]} of type {x.dtype}."
+                f"{name}: expected rows of {first.shape[1]} values, as in the training data; got rows of {x.shape[1]}. "
+                "Pass the same columns."
+            )
+        if x.dtype != first.dtype and x.is_floating_point() and first.is_floating_point():
+            raise ValueError(
+                f"{name}: expected {first.dtype} like the training data; got {x.dtype}. Pass {name}.to({first.dtype})."
             )
         require_readable(model, x, index, name=name)
         if x.dtype != first.dtype and not start:

@@ -17,6 +17,7 @@ from inference.gaps import measure_gaps
 from inference.guides import Local
 from inference.isolation import device_of, eval_mode, frozen, private_store
 from inference.noise import derive_seed, resolve_seed, seeded
+from inference.processes import alone
 from inference.results import Evidence, Gaps
 from inference.search import Search
 from inference.training import LoopState, Training
@@ -115,7 +116,8 @@ class GapTracker:
             if data is not None:
                 # A guide with rows for these data takes no others.
                 few = data if isinstance(self.guide, Local) else fetch(data, torch.arange(1), device=device)
-                measure_gaps(self.model, self.guide, few, seed=self.seed, **self.options)
+                with alone():
+                    measure_gaps(self.model, self.guide, few, seed=self.seed, **self.options)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""
