@@ -399,7 +399,7 @@ def with_schedule(make):
 
 SCHEDULES = torch.optim.lr_scheduler
 LATER = {
-    "narrow": (lambda x, p: {"validation": x[:, :3]}, "validation: expected rows of 5 values .*got 3"),
+    "narrow": (lambda x, p: {"validation": x[:, :3]}, "validation: expected rows of 5 values.*got rows of 3"),
     "float32": (lambda x, p: {"validation": x.float()}, "validation: expected torch.float64 like .*float32"),
     "empty": (lambda x, p: {"validation": x[:0]}, "validation: expected at least one datapoint"),
     "NaN": (lambda x, p: {"validation": late_nan(x)}, "validation: .*datapoint 41 holds NaN"),
