@@ -13,7 +13,7 @@ from typing import Any
 
 from inference.checkpoint import save_checkpoint
 from inference.counts import is_number, require_count
-from inference.training import LoopState
+from inference.training import LoopState, Training
 
 __all__ = ["Checkpoints", "EarlyStopping", "MetricsFile", "TensorBoard"]
 
@@ -51,14 +51,21 @@ class EarlyStopping:
         self._best = -math.inf
         self._since = 0
 
-    def __call__(self, state: LoopState) -> None:
-        """Look at the last epoch."""
-        values = getattr(state, self.metric)
-        if not values:
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Refuse a metric that the run does not measure, before its first step."""
+        self._require(held_out or self.metric == "elbo")
+
+    def _require(self, measured: object) -> None:
+        if not measured:
             raise ValueError(
                 f"EarlyStopping: expected {self.metric} to look at; there are no held-out data. Pass "
                 "validation=data.validation, or metric='elbo'."
             )
+
+    def __call__(self, state: LoopState) -> None:
+        """Look at the last epoch."""
+        values = getattr(state, self.metric)
+        self._require(values)
         if state.epoch == 1:
             # The same callback may serve one run after another.
             self._best, self._since = -math.inf, 0
@@ -107,6 +114,12 @@ class MetricsFile:
         self.path = Path(path)
         if self.path.suffix not in (".jsonl", ".csv"):
             raise ValueError(f"path: expected a file that ends in .jsonl or .csv; got {self.path.name!r}.")
+
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Refuse a path that cannot be written, before the first step."""
+        _require_writable(self.path.parent, "MetricsFile")
+        if self.path.is_dir() or (self.path.exists() and not os.access(self.path, os.W_OK)):
+            raise ValueError(f"MetricsFile: expected a file that can be written; got {self.path}. Choose another.")
 
     def __call__(self, state: LoopState) -> None:
         """Write the line of the last epoch."""
@@ -179,6 +192,10 @@ class Checkpoints:
         self.keep = keep
         self._written: list[Path] = []
 
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Refuse a folder that cannot be written to, before the first step."""
+        _require_writable(self.folder, "Checkpoints")
+
     def __call__(self, state: LoopState) -> None:
         """Write a file, where it is time."""
         if state.epoch % self.every:
@@ -197,6 +214,12 @@ class Checkpoints:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to them."""
         self._written = [self.folder / name for name in state["written"]]
+
+
+def _require_writable(folder: Path, name: str) -> None:
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        how = "cannot be written to" if folder.is_dir() else "is no folder"
+        raise ValueError(f"{name}: expected a folder to write to; {folder} {how}. Make it first, or choose another.")
 
 
 def metrics(state: LoopState) -> dict[str, Any]:

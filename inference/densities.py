@@ -7,13 +7,14 @@ to one datapoint, so these keep the plate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Delta, Unit
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import NonlocalExit
@@ -23,19 +24,27 @@ from torch.distributions import Distribution
 
 from inference.batches import require_rows
 from inference.counts import require_count
-from inference.families import from_noise
+from inference.families import from_noise, noise_size
 from inference.isolation import private_store, require_program, running
+from inference.noise import own_random_state
 
 __all__ = [
     "Densities",
     "densities",
     "guide_distribution",
+    "in_data_plate",
+    "is_factor",
+    "is_unscaled",
     "latent_prior",
     "log_joint",
     "log_weights",
+    "mask_of",
     "observed_log_prob",
     "prior_alone",
-    "site_log_probs",
+    "require_observed",
+    "require_rowwise",
+    "sample_sites",
+    "speaks",
     "weights_from_noise",
 ]
 
@@ -66,38 +75,13 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
     Raises:
         ValueError: the model breaks the contract; the message names the site.
     """
-    terms = site_log_probs(model, x, z, site=site)
-    log_prior = terms.pop(site)
-    log_likelihood = torch.zeros_like(log_prior)
-    for log_prob in terms.values():
-        log_likelihood = log_likelihood + log_prob
-    return Densities(log_prior, log_likelihood)
-
-
-def site_log_probs(
-    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "*S B D"], *, site: str
-) -> dict[str, Float[Tensor, "*S B"]]:
-    """The log density of the latent site and of every observed one, at each datapoint and particle.
-
-    Args:
-        model: Pyro model.
-        x: (B, P) datapoints.
-        z: (S, B, D) particles; or (B, D), which run without a particle dimension.
-        site: name of the latent site.
-
-    Raises:
-        ValueError: the model breaks the contract; the message names the site.
-    """
     require_program(model)
-    with ExitStack() as stack:
-        if z.dim() == 3:
-            stack.enter_context(pyro.plate("_particles", z.shape[0], dim=-2))
-        stack.enter_context(_RefuseGlobal(site))
+    with pyro.plate("_particles", z.shape[0], dim=-2), _RefuseGlobal(site):
         trace = _trace(poutine.condition(model, {site: z}), x)
-    if site not in _sample_sites(trace):
-        raise ValueError(_no_such_site("model", site, _sample_sites(trace)))
-    shape = torch.Size(z.shape[:-1])
-    sites = _sample_sites(trace)
+    if site not in sample_sites(trace):
+        raise ValueError(_no_such_site("model", site, sample_sites(trace)))
+    shape = torch.Size(z.shape[:2])
+    sites = sample_sites(trace)
     for name, node in sites.items():
         if name != site and not node["is_observed"]:
             raise ValueError(
@@ -106,14 +90,18 @@ def site_log_probs(
                 "vector), or make it a parameter."
             )
     event_shape = tuple(sites[site]["fn"].event_shape)
-    if event_shape != tuple(z.shape[-1:]):
+    if event_shape != tuple(z.shape[2:]):
         raise ValueError(
-            f"site '{site}': expected event shape {tuple(z.shape[-1:])}, that of the particles; got {event_shape}. "
+            f"site '{site}': expected event shape {tuple(z.shape[2:])}, that of the particles; got {event_shape}. "
             f"{_ADVICE}"
         )
-    if len(sites) == 1:
+    log_prior = _site_log_prob(sites.pop(site), site, shape)
+    if not sites:
         raise ValueError(_nothing_observed(site))
-    return {name: _site_log_prob(node, name, shape) for name, node in sites.items()}
+    log_likelihood = torch.zeros_like(log_prior)
+    for name, node in sites.items():
+        log_likelihood = log_likelihood + _site_log_prob(node, name, shape)
+    return Densities(log_prior, log_likelihood)
 
 
 def log_joint(
@@ -201,9 +189,9 @@ def guide_distribution(guide: Program, x: Float[Tensor, "B P"], *, site: str | N
         ValueError: no such site, several sites, or a site outside the data plate.
     """
     site = site or getattr(guide, "site", None)
-    trace = _trace(guide, x)
-    sites = _sample_sites(trace)
-    _require_local("guide", site or next((name for name in sites if _in_data_plate(sites[name])), None), sites)
+    # A factor changes the loss that the guide is trained by, and not the distribution that it draws from.
+    sites = {name: node for name, node in sample_sites(_trace(guide, x)).items() if not is_factor(node)}
+    _require_local("guide", site or next((name for name in sites if in_data_plate(sites[name])), None), sites)
     if site is None:
         if len(sites) != 1:
             raise ValueError(
@@ -236,7 +224,7 @@ def latent_prior(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distr
         ValueError: the model has no such site, or samples it or another latent one outside the data plate.
     """
     trace = _trace(model, x)
-    sites = _sample_sites(trace)
+    sites = sample_sites(trace)
     if site not in sites or sites[site]["is_observed"]:
         latent = {name: node for name, node in sites.items() if not node["is_observed"]}
         raise ValueError(_no_such_site("model", site, latent))
@@ -259,11 +247,59 @@ def prior_alone(model: Program, x: Float[Tensor, "B P"], *, site: str) -> Distri
 
 def observed_log_prob(model: Program, x: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
     """The log likelihood (B,) at one draw of z from the prior, summed over the observed sites."""
-    sites = _sample_sites(_trace(model, x)).items()
+    sites = sample_sites(_trace(model, x)).items()
     shape = torch.Size((len(x),))
     return sum(
         (_site_log_prob(node, name, shape) for name, node in sites if node["is_observed"]), torch.zeros_like(x[:, 0])
     )
+
+
+def require_rowwise(
+    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "B D"], *, site: str, guide: Program | None = None
+) -> None:
+    """Refuse a program in which one datapoint's density depends on the others in its batch.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) a few datapoints.
+        z: (B, D) a latent vector for each.
+        site: name of the latent site.
+        guide: Pyro guide, checked too where given.
+
+    Raises:
+        ValueError: the numbers at the first datapoint change with its company.
+    """
+    if len(x) < 2:
+        return
+
+    def at_first(rows: Tensor) -> dict[str, Tensor]:
+        values = {"model": densities(model, x[rows], z[None, rows], site=site).log_joint[0, 0]}
+        if guide is not None:
+            values["guide"] = _describe_row(guide_distribution(guide, x[rows], site=site)[1], z[rows])
+        return values
+
+    # Among copies of itself, and not alone: of a single row torch's batch norm says only that it cannot be normalised.
+    alone = at_first(torch.zeros(len(x) + 1, dtype=torch.long, device=x.device))
+    together = at_first(torch.arange(len(x), device=x.device))
+    for name, value in alone.items():
+        tolerance = 1e-6 if value.dtype == torch.float64 else 1e-3
+        if not torch.allclose(value, together[name], rtol=tolerance, atol=tolerance, equal_nan=True):
+            raise ValueError(
+                f"{name}: the log density of datapoint 0 is {value:.6g} among copies of itself and "
+                f"{together[name]:.6g} in a batch of {len(x)} datapoints: expected it not to depend on the other rows. "
+                "Replace normalisation over the batch (batch norm in training mode, or without running statistics) by "
+                "layer norm."
+            )
+
+
+def _describe_row(q: Distribution, z: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """A number that tells q's first member from others: its log density at z, or of a draw together with the draw."""
+    try:
+        return q.log_prob(z)[0]
+    except NotImplementedError:
+        noise = torch.linspace(-1, 1, noise_size(q), dtype=z.dtype, device=z.device)
+        draw, log_q = from_noise(q, noise.expand(1, len(z), -1))
+        return log_q[0, 0] + draw[0, 0].sum()
 
 
 def _trace(program: Program, x: Tensor) -> poutine.Trace:
@@ -274,19 +310,13 @@ def _trace(program: Program, x: Tensor) -> poutine.Trace:
         # Pyro has put the shapes of the trace so far under it.
         raise ValueError(str(error).splitlines()[0]) from None
     except ValueError as error:
-        if str(error).startswith("Expected more than 1 value per channel"):
-            # Torch's words for batch norm on one row.
-            raise ValueError(
-                f"data: expected more than one row for a program that normalises over the batch; got {len(x)} "
-                f"({str(error).splitlines()[0]}). Call .eval() on its batch norm, or replace that by LayerNorm."
-            ) from error
         # Where sizes differ, Pyro itself refuses a site that does not fit its plate, and shows the trace but no remedy.
         if "inside plate(" not in str(error):
             raise
         raise ValueError(f"{str(error).splitlines()[0]}. {_ADVICE}") from error
 
 
-def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     """Sites that have a density: neither plates nor `pyro.deterministic`."""
     return {
         name: node
@@ -297,10 +327,57 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     }
 
 
+def is_factor(node: Any) -> bool:  # noqa: ANN401 (Pyro's)
+    """Whether a site is a `pyro.factor`: a log density of nothing that is drawn or observed."""
+    fn = node["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def speaks(node: Any) -> bool:  # noqa: ANN401
+    """Whether an observed site says something of the rows that the program was run on.
+
+    Not so one that is masked at all of them, or one that observes what it is fixed at. Where values are missing, other
+    rows may have some.
+    """
+    mask, fn = mask_of(node), node["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, Delta) and bool((fn.v == node["value"]).all()) and not bool(fn.log_density.any()):
+        return False
+    return mask is None or bool(mask.any()) or bool(node["value"].isnan().any())
+
+
+def mask_of(node: Any) -> Tensor | None:  # noqa: ANN401
+    """The mask of a site's log density, that of the program and that of the distribution; None: all of it counts."""
+    masks = [node["mask"], getattr(node["fn"], "_mask", None)]
+    found = [torch.as_tensor(mask) for mask in masks if mask is not None and mask is not True]
+    return None if not found else found[0] if len(found) == 1 else found[0] & found[1]
+
+
+def require_observed(model: Program, x: Float[Tensor, "B P"], *, site: str) -> None:
+    """Refuse a model that says nothing of these datapoints.
+
+    Raises:
+        ValueError: no observed site has a log density at any of them.
+    """
+    with own_random_state(), torch.no_grad():
+        sites = sample_sites(_trace(model, x))
+    if not any(speaks(node) for node in sites.values() if node["is_observed"]):
+        raise ValueError(_nothing_observed(site))
+
+
+def is_unscaled(node: Any) -> bool:  # noqa: ANN401
+    """Whether the log density of a site counts once: a scale of 1, as a number, a tensor or an array."""
+    scale = node["scale"]
+    return bool((scale == 1).all()) if hasattr(scale, "all") else bool(scale == 1)
+
+
 def _site_log_prob(node: dict[str, Any], name: str, shape: torch.Size) -> Tensor:
     _require_unscaled(node, name)
     log_prob = node["fn"].log_prob(node["value"])
-    if log_prob.shape != shape or not _in_data_plate(node):
+    if log_prob.shape != shape or not in_data_plate(node):
         raise ValueError(
             f"site '{name}': expected log_prob of shape {tuple(shape)} (particles, datapoints) inside plate 'data'; "
             f"got {tuple(log_prob.shape)} {_where(node)}: value {tuple(node['value'].shape)}, batch shape "
@@ -312,7 +389,7 @@ def _site_log_prob(node: dict[str, Any], name: str, shape: torch.Size) -> Tensor
 def _local_distribution(node: dict[str, Any], name: str, num_rows: int) -> Distribution:
     distribution = node["fn"]
     batch_shape, event_shape = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-    if batch_shape != (num_rows,) or len(event_shape) != 1 or not _in_data_plate(node):
+    if batch_shape != (num_rows,) or len(event_shape) != 1 or not in_data_plate(node):
         raise ValueError(
             f"site '{name}': expected batch shape ({num_rows},) and event shape (D,) inside plate 'data'; got batch "
             f"shape {batch_shape} and event shape {event_shape} {_where(node)}. {_ADVICE}"
@@ -323,7 +400,8 @@ def _local_distribution(node: dict[str, Any], name: str, num_rows: int) -> Distr
 _ADVICE = "Sample it inside pyro.plate('data', len(x), dim=-1), and declare its own dimension with .to_event(1)."
 
 
-def _in_data_plate(node: dict[str, Any]) -> bool:
+def in_data_plate(node: Any) -> bool:  # noqa: ANN401 (Pyro's)
+    """Whether a site lies in a plate at dim -1, that of the datapoints."""
     return any(frame.dim == -1 for frame in node["cond_indep_stack"])
 
 
@@ -350,7 +428,7 @@ def _require_local(where: str, site: str | None, sites: dict[str, Any]) -> None:
         name
         for name, node in sites.items()
         if name != site and not node["is_observed"] and not node["infer"].get("is_auxiliary")
-        if not _in_data_plate(node)
+        if not in_data_plate(node)
     ]
     if site is None or not extra:
         return
@@ -363,15 +441,14 @@ def _require_local(where: str, site: str | None, sites: dict[str, Any]) -> None:
 
 
 def _where(node: dict[str, Any]) -> str:
-    return "inside" if _in_data_plate(node) else "outside any plate at dim=-1"
+    return "inside" if in_data_plate(node) else "outside any plate at dim=-1"
 
 
 def _require_unscaled(node: dict[str, Any], name: str) -> None:
-    scale = node["scale"]
-    if not (isinstance(scale, float | int) and scale == 1):
+    if not is_unscaled(node):
         raise ValueError(
-            f"site '{name}': expected an unscaled log density; it is scaled by {scale}. Remove poutine.scale, and pass "
-            "minibatches as x instead of subsampling inside the model."
+            f"site '{name}': expected an unscaled log density; it is scaled by {node['scale']}. Remove poutine.scale, "
+            "and pass minibatches as x instead of subsampling inside the model."
         )
 
 

@@ -23,12 +23,13 @@ from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide
 from inference.noise import derive_seed, like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Loss, Step
 from inference.processes import add_up, gather_rows
+from inference.refusals import require_data_fit, require_last_batch, unmoved
 from inference.results import Fit
 from inference.resuming import Resume
 from inference.rows import room_for_rows
-from inference.scoring import require_contract, require_guide, require_readable
+from inference.scoring import require_contract, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
-from inference.table import FIRST_STEPS, HeldOut, Table, passes
+from inference.table import FIRST_STEPS, HeldOut, Table, pairs_of_noise, passes
 from inference.training import Training, blame_site, device_for, optimise, require_one_shard, require_valid
 
 __all__ = ["fit_em"]
@@ -155,8 +156,6 @@ def fit_em(
         with eval_mode(model, guide), start.first_runs(model, guide if semi_amortized else None, first):
             require_readable(model, first, index)
             require_contract(objective, first, index, seed=seed)
-            if semi_amortized and guide is not None:
-                require_guide(guide, first, site=site)
             leaves = trainable(model, *([guide] if semi_amortized and guide is not None else []), x=first)
         # A model may hold them too, as one whose prior is made from the guide does.
         known = {id(leaf) for leaf in leaves.values()}
@@ -165,6 +164,18 @@ def fit_em(
             raise ValueError(
                 "model: expected parameters to train; found no `param` site. To fit rows alone, use refine."
             )
+
+        def on_one_row() -> None:
+            rows = family.initial_params(1, like=like(first))
+            objective(first[:1], rows, pairs_of_noise(objective, 1, training.num_particles, like=rows))
+            if semi_amortized:
+                encoder.params(first[:1])  # type: ignore[union-attr]
+
+        with unmoved(model, guide):
+            require_last_batch(on_one_row, num_data, training)
+            require_data_fit(model, data, first, shards=shards, device=device)
+            if validation is not None:
+                require_data_fit(model, validation, first, shards=shards, device=device, name="validation")
 
         def table(rows_of: Data, init: Callable[..., Any] | Tensor | None) -> Table:
             start, stop = shards.own_rows(len(rows_of))

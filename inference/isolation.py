@@ -156,7 +156,7 @@ def private_store(
     """
 
     def bare(state: StateDict) -> StateDict:
-        owned = {id(weight) for module in modules_of(*programs) for weight in module.parameters()}
+        owned = _weights(*programs)
         params = {
             name: value for name, value in state["params"].items() if _DIVIDER not in name and id(value) not in owned
         }
@@ -168,7 +168,7 @@ def private_store(
     start: StateDict = {"params": {}, "constraints": {}}
     if init_params == "store":
         start = {"params": {**outer["params"]}, "constraints": {**outer["constraints"]}}
-    with store.scope(start), _own_initial_values():
+    with store.scope(start), _own_initial_values(*programs):
         yield outer
         inner = store.get_state()
     if keep:
@@ -181,23 +181,31 @@ def private_store(
         store.set_state(kept)
 
 
+def _weights(*programs: Callable[..., Any] | None) -> set[int]:
+    """The identities of the weights of the modules that the programs reach."""
+    return {id(weight) for module in modules_of(*programs) for weight in module.parameters()}
+
+
 @contextmanager
-def _own_initial_values() -> Iterator[None]:
+def _own_initial_values(*programs: Callable[..., Any] | None) -> Iterator[None]:
     """Parameters made inside start at copies of their initial values.
 
     Pyro takes the tensor that an unconstrained site is given as the parameter itself: training would move a tensor that
-    the program names, and the next fit would start where it ended. An `nn.Parameter` is a weight of its module.
+    the program names, and the next fit would start where it ended. The weights of modules stay what they are.
     """
     store = pyro.get_param_store()
     before = vars(store).get("setdefault")
     setdefault = store.setdefault
 
-    def own(value: object) -> object:
-        return value.detach().clone() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else value
+    def own(name: str, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        is_weight = isinstance(value, nn.Parameter) and (_DIVIDER in name or id(value) in _weights(*programs))
+        return value if is_weight else value.detach().clone()
 
     def with_own(name: str, value: object, *rest: object) -> Tensor:
         if name not in store:
-            value = own(value() if callable(value) else value)
+            value = own(name, value() if callable(value) else value)
         return setdefault(name, value, *rest)  # type: ignore[arg-type]
 
     vars(store)["setdefault"] = with_own

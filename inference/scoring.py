@@ -15,11 +15,17 @@ from torch.distributions.constraints import Constraint
 
 from inference.batches import Data, chunks, fetch
 from inference.counts import is_number
-from inference.densities import densities, guide_distribution, latent_prior, observed_log_prob
+from inference.densities import (
+    densities,
+    guide_distribution,
+    latent_prior,
+    observed_log_prob,
+    require_observed,
+    require_rowwise,
+)
 from inference.devices import send
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
-from inference.independence import require_rowwise
 from inference.isolation import eval_mode, running
 from inference.memory import VALUES_AT_ONCE, draws_for
 from inference.noise import BLOCK, derive_seed, like, measured, normal_noise, own_random_state, seeded
@@ -56,7 +62,9 @@ def read_chunks(
                 bar.update(stop - start)
 
 
-def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
+def require_readable(
+    model: Callable[..., Any], x: Float[Tensor, "B P"], index: Int[Tensor, " B"], *, name: str = "data"
+) -> None:
     """Refuse datapoints that hold infinity, or NaN where the model does not take NaN for an unobserved value.
 
     Raises:
@@ -71,13 +79,13 @@ def require_readable(model: Callable[..., Any], x: Float[Tensor, "B P"], index: 
         if not bool(log_p.isnan().any()):
             worst = int(index[incomplete.cpu()][~log_p.isfinite()][0])
             raise ValueError(
-                f"data: expected values that the model's density can hold; that of datapoint {worst} is 0 at the "
+                f"{name}: expected values that the model's density can hold; that of datapoint {worst} is 0 at the "
                 "values that were observed. Look for values far from those of the fit, or outside the model's support."
             )
-    require_finite(x, index)
+    require_finite(x, index, name=name)
 
 
-def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
+def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"], *, name: str = "data") -> None:
     """Refuse datapoints that hold NaN or infinity.
 
     Raises:
@@ -88,8 +96,8 @@ def require_finite(x: Float[Tensor, "B P"], index: Int[Tensor, " B"]) -> None:
         return
     worst = int(index[~finite][0])
     raise ValueError(
-        f"data: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it; or, where NaN means "
-        "unobserved, choose a likelihood that leaves such values out (mask=True)."
+        f"{name}: expected finite numbers; datapoint {worst} holds NaN or infinity. Drop or fill it; or, where NaN "
+        "means unobserved, choose a likelihood that leaves such values out (mask=True)."
     )
 
 
@@ -288,10 +296,10 @@ def require_contract(objective: LocalLoss, x: Tensor, index: Tensor, *, seed: in
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
     _require_fit(objective.model, x, family.num_latents, family.support, what=repr(family), site=objective.site)
-    noise = normal_noise(seed, "contract", index, (3, family.num_noise), like=like(x))
+    noise = normal_noise(seed, "contract", index, (1, family.num_noise), like=like(x))
     z, _ = from_noise(family(family.initial_params(len(x), like=like(x))), noise)
-    densities(objective.model, x, z[:1], site=objective.site)
-    require_rowwise(objective.model, x, z, site=objective.site)
+    densities(objective.model, x, z, site=objective.site)
+    require_rowwise(objective.model, x[:4], z[0, :4], site=objective.site)
 
 
 @torch.no_grad()
@@ -309,23 +317,14 @@ def require_sound(
             "this batch. Look for parameters that are not finite, and for data far from those it was fitted to."
         )
     densities(model, x, z.unsqueeze(0), site=site)
-    with own_random_state():
-        more = q.sample((2,))
-    particles = torch.cat([z.unsqueeze(0), more])
-    require_rowwise(model, x, particles, site=site, guide=None if isinstance(guide, Local) else guide)
-
-
-@torch.no_grad()
-def require_guide(guide: Callable[..., Any], x: Tensor, *, site: str) -> None:
-    """Refuse a guide in which a row depends on those beside it."""
-    with own_random_state():
-        require_rowwise(None, x, guide_distribution(guide, x, site=site)[1].sample((3,)), site=site, guide=guide)
+    require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
 
 
 def _require_fit(
     model: Callable[..., Any], x: Tensor, num_latents: int, support: Constraint | None, *, what: str, site: str
 ) -> None:
     prior = latent_prior(model, x[:4], site=site)
+    require_observed(model, x, site=site)
     (expected,) = prior.event_shape
     if num_latents != expected:
         raise ValueError(

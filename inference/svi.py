@@ -12,20 +12,24 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.batches import Data, fetch, require_data
 from inference.compiled import worthwhile
-from inference.densities import guide_distribution, log_weights
+from inference.densities import is_factor, is_unscaled, log_weights
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
-from inference.independence import require_rowwise
 from inference.initial import fit_store, require_init_params
 from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide, trainable
 from inference.noise import derive_seed, own_random_state, resolve_seed, seeded
 from inference.objectives import AmortizedELBO, AmortizedLoss, Gradients, Loss, Objective
 from inference.processes import Shards, add_up
+from inference.refusals import (
+    buffers_kept,
+    refuse_early,
+    require_pair,
+    without_factors,
+)
 from inference.results import Fit
 from inference.resuming import Resume
 from inference.scoring import require_readable
@@ -137,7 +141,7 @@ def fit_svi(
             leaves = trainable(model, guide, x=first)
             models = trainable(model, x=first) if train == "guide" else {}
             # Before the model runs with it, which would only say that sizes differ.
-            _require_pair(model, guide, first, num_data=len(data))
+            factors = require_pair(model, guide, first, num_data=len(data))
             scaled = _scaled_site(model, guide, first)
             found = find_globals(model, first, guide=guide)
         if train == "guide":
@@ -163,40 +167,37 @@ def fit_svi(
             num_data = len(data)
             whole = (whole_data(model, num_data, found.plates), whole_data(guide, num_data, found.plates))
         objective: Objective
+        reported: Objective | None = None
+        whole_elbo = whole
         if isinstance(loss, Loss):
             objective, estimates_elbo = AmortizedLoss(model, guide, loss), loss.is_elbo
         else:
             objective = AmortizedELBO(*whole, loss, list(leaves.values()), num_data=num_data)
             estimates_elbo = type(loss) in _TRUE_ELBO and scaled is None
+            if factors:
+                # They belong to the loss: the ELBO is that of the guide without them, on the same draws.
+                whole_elbo = (whole[0], without_factors(whole[1]))
+                reported = AmortizedELBO(*whole_elbo, loss, [], num_data=num_data)
         # What the ELBO is read off: a scale inside the programs changes the loss, not the ELBO.
         true_model, true_guide = (model, guide) if scaled is None else (_Unscaled()(model), _Unscaled()(guide))
 
+        measured_apart = num_data is None and (bool(training.warm_up) or not estimates_elbo)
+
         def values(x: Tensor) -> tuple[Tensor, Tensor]:
+            if reported is not None and estimates_elbo and objective.is_true:
+                with own_random_state(), buffers_kept(model, guide), torch.no_grad():
+                    elbo = -reported(x)
+                return objective(x), elbo
             value = objective(x)
             if estimates_elbo and objective.is_true:
                 return value, -value
             with torch.no_grad():
                 if num_data is not None:
-                    return value, -torch.as_tensor(Trace_ELBO().loss(*whole, x), device=x.device) / num_data
+                    return value, -torch.as_tensor(Trace_ELBO().loss(*whole_elbo, x), device=x.device) / num_data
                 return value, log_weights(true_model, true_guide, x).mean()
 
-        with seeded(derive_seed(seed, "contract")), eval_mode(model, guide):
-            pair = (true_model, true_guide)
-            if found.names:
-                draw = values_of(guide, first, found.names)
-                pair = (conditioned(true_model, draw), conditioned(true_guide, draw))
-            if isinstance(loss, Loss) or validation is not None:
-                require_readable(model, first, torch.arange(len(first)))
-                site = _require_rowwise(*pair, first)
-                if isinstance(objective, AmortizedLoss):
-                    objective.look_at(first, site=site)
-            elif num_data is None and (
-                training.warm_up or not estimates_elbo or _runs_particles_at_once(loss, *pair, first)
-            ):
-                # A sum over the minibatch: its rows may depend on each other, but not on the particle dimension.
-                _require_rowwise(*pair, first, company=False)
-
-        compile = worthwhile(training.compile, training.num_steps(len(data)))
+        # Two runs on the same random numbers are no compiled step.
+        compile = not factors and worthwhile(training.compile, training.num_steps(len(data)))
         gradients = Gradients(
             objective, values, leaves.values(), model, guide, compile=compile, precision=training.precision
         )
@@ -206,10 +207,25 @@ def fit_svi(
             if compile:
                 require_valid(model, x)
 
-        def held_out(validation: Data) -> float:
+        def held_out(validation: Data, shards: Shards | None = None) -> float:
             programs = (true_model, true_guide)
-            options: dict[str, Any] = {"shards": training.sharding(), "device": device, "seed": seed}
+            options: dict[str, Any] = {"shards": shards or training.sharding(), "device": device, "seed": seed}
             return _held_out(*programs, validation, modules=(model, guide), names=found.names, **options)
+
+        refuse_early(
+            model,
+            guide,
+            data,
+            first,
+            training,
+            objective=objective if isinstance(loss, Loss) else None,
+            step=objective,
+            factors=factors,
+            scored=(lambda x: log_weights(true_model, true_guide, x)) if measured_apart else None,
+            validation=validation,
+            held_out=held_out,
+            device=device,
+        )
 
         fit = optimise(
             objective,
@@ -241,25 +257,6 @@ class _Unscaled(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = 1.0
-
-
-def _runs_particles_at_once(loss: ELBO, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> bool:
-    """Whether a Pyro loss adds a particle dimension to programs with one latent site, which can be checked."""
-    if loss.num_particles == 1 or not loss.vectorize_particles:
-        return False
-    with own_random_state(), poutine.block(), eval_mode(model, guide):
-        traces = [poutine.trace(program).get_trace(x) for program in (model, guide)]
-        return all(
-            sum(not site_is_subsample(trace.nodes[name]) for name in trace.stochastic_nodes) == 1 for trace in traces
-        )
-
-
-@torch.no_grad()
-def _require_rowwise(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *, company: bool = True) -> str:
-    """The latent site; refuse a pair whose log weights are not each datapoint's own, where the run reads them off."""
-    site, q = guide_distribution(guide, x)
-    require_rowwise(model, x, q.sample((3,)), site=site, guide=guide, company=company)
-    return site
 
 
 def _freeze(
@@ -308,64 +305,11 @@ def _held_out(
 
 
 def _scaled_site(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> str | None:
-    """The first site whose log density is scaled, and by what."""
+    """The first site whose log density is scaled, and by what; a factor of the guide is the loss's own."""
     for program in (guide, model):
         for name, node in poutine.trace(program).get_trace(x).nodes.items():
-            if node["type"] == "sample" and not (isinstance(node["scale"], float | int) and node["scale"] == 1):
+            if node["type"] == "sample" and not is_unscaled(node) and not (program is guide and is_factor(node)):
                 return f"site '{name}' scaled by {node['scale']}"
-    return None
-
-
-@torch.no_grad()
-def _require_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *, num_data: int) -> None:
-    """Refuse a model that observes nothing, and a guide that samples nothing, observes x, or keeps a row a datapoint.
-
-    Minibatches are shuffled: a row of such a guide would be fitted to another datapoint at every epoch.
-
-    Raises:
-        ValueError: the message names the site.
-    """
-    with own_random_state(), poutine.block():
-        (_, seen), (sampled, doubled) = _sites(model, x), _sites(guide, x)
-        if not seen:
-            raise ValueError(
-                "model: expected at least one observed site, pyro.sample(name, distribution, obs=x); it observes none. "
-                "Is it the guide?"
-            )
-        if doubled := [name for name in doubled if name in seen]:
-            raise ValueError(
-                f"guide: expected one that samples the latent sites alone; it observes '{doubled[0]}', as the model "
-                "does. Is it the model?"
-            )
-        if not sampled:
-            raise ValueError(
-                f"guide: expected a Pyro function that samples the model's latent sites; got {type(guide).__name__}, "
-                "which samples none. Pass Amortized(family, encoder), or use fit_em, which takes a family."
-            )
-        if num_data > 1 and (kept := _keeps_rows(guide, x)) is not None:
-            raise ValueError(
-                f"guide: expected one that serves any minibatch; of {len(x) + 1} datapoints after {len(x)}, {kept}. "
-                "Parameters for each datapoint are fitted by fit_em(model, family, data) or refine; a guide for "
-                "fit_svi computes them from x: Amortized(family, encoder)."
-            )
-
-
-def _sites(program: Callable[..., Any], x: Tensor) -> tuple[list[str], list[str]]:
-    """Names of the sites that a program samples, and that it observes."""
-    trace = poutine.trace(program).get_trace(x)
-    return list(trace.stochastic_nodes), list(trace.observation_nodes)
-
-
-def _keeps_rows(guide: Callable[..., Any], x: Tensor) -> str | None:
-    """What shows that a guide, run on x before, has parameters for each of its rows; or None."""
-    try:
-        nodes: Mapping[str, Any] = poutine.trace(guide).get_trace(torch.cat([x, x[:1]])).nodes
-    except (RuntimeError, ValueError) as error:
-        return f"it fails ({str(error).splitlines()[0]})"
-    for name, node in nodes.items():
-        if node["type"] == "sample" and any(frame.dim == -1 for frame in node["cond_indep_stack"]):
-            if node["fn"].batch_shape[-1:] == (len(x),):
-                return f"site '{name}' keeps {len(x)} rows"
     return None
 
 

@@ -14,12 +14,13 @@ from inference.batches import Data, chunks, fetch, require_fixed
 from inference.counts import require_count
 from inference.densities import densities, guide_distribution
 from inference.gaps import measure_gaps
+from inference.guides import Local
 from inference.isolation import device_of, eval_mode, frozen, private_store
 from inference.noise import derive_seed, resolve_seed, seeded
+from inference.processes import alone
 from inference.results import Evidence, Gaps
-from inference.scoring import first_distribution, require_sound
 from inference.search import Search
-from inference.training import LoopState
+from inference.training import LoopState, Training
 
 __all__ = ["GapTracker", "TermTracker", "Tracked"]
 
@@ -106,11 +107,17 @@ class GapTracker:
         self.options = _QUICK | options
         self.history: list[Tracked] = []
 
-    def check_first(self) -> None:
-        """Refuse, before training, programs that cannot be measured."""
-        for rows in (self.data, self.held_out):
-            if rows is not None:
-                _require_measurable(self.model, self.guide, rows, site=self.options.get("site"))
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Measure one datapoint before the first step: what cannot be measured is refused while nothing has moved."""
+        if self.every > training.epochs:
+            return
+        device = device_of(self.model, self.guide)
+        for data in (self.data, self.held_out):
+            if data is not None:
+                # A guide with rows for these data takes no others.
+                few = data if isinstance(self.guide, Local) else fetch(data, torch.arange(1), device=device)
+                with alone():
+                    measure_gaps(self.model, self.guide, few, seed=self.seed, **self.options)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""
@@ -160,15 +167,6 @@ class GapTracker:
                     values = [summary[term][statistic] for summary in summaries]
                     columns[f"{prefix}{term}{suffix}"] = torch.tensor(values, dtype=torch.float64)
         return columns
-
-
-def _require_measurable(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Data, *, site: str | None = None
-) -> None:
-    with frozen(model, guide), torch.no_grad():
-        name, q = first_distribution(model, guide, data, site=site, device=device_of(model, guide))
-        x = fetch(data, torch.arange(q.batch_shape[0]), device=device_of(model, guide))
-        require_sound(model, guide, q, x, site=name)
 
 
 def _from_plain(content: Mapping[str, Any]) -> Gaps:
@@ -235,10 +233,14 @@ class TermTracker:
         self.reconstruction: dict[str, list[float]] = {name: [] for name in data}
         self.kl: dict[str, list[float]] = {name: [] for name in data}
 
-    def check_first(self) -> None:
-        """Refuse, before training, programs that cannot be measured."""
-        for rows in self.data.values():
-            _require_measurable(self.model, self.guide, rows)
+    def check(self, training: Training, *, held_out: bool) -> None:  # noqa: ARG002
+        """Measure a few datapoints before the first step: what cannot be is refused while nothing has moved."""
+        if self.every > training.epochs:
+            return
+        device = device_of(self.model, self.guide)
+        with frozen(self.model, self.guide), torch.no_grad():
+            for rows in self.data.values():
+                self._terms(fetch(rows, torch.arange(min(len(rows), 4)), device=device), device)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""

@@ -65,8 +65,9 @@ def draw_fit(
         mean = vae.decode(z).mean
         samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
     save(plots.plot_elbo(fits), folder / "elbo.png")
-    ink = _is_ink(x)
-    pair = (x[:NUM_SHOWN], mean[:NUM_SHOWN])
+    original = vae.in_data_units(x)
+    ink = _is_ink(original)
+    pair = (original[:NUM_SHOWN], mean[:NUM_SHOWN])
     save(plots.plot_reconstructions(*pair, image_shape, ink=ink), folder / "reconstructions.png")
     drawn = plots.plot_samples(samples, image_shape, ink=ink)
     drawn.set_title("")
@@ -117,6 +118,7 @@ def draw_worst(folder: Path, gaps: Gaps, vae: VAE, guide: Amortized, x: Tensor, 
     """
     with eval_mode(vae.model, guide):
         mean = vae.decode(posterior_mean(guide.distribution(x))).mean
+    x = vae.in_data_units(x)
     picture = plots.plot_worst(gaps, x, image_shape, means={"from the encoder": mean}, ink=_is_ink(x))
     save(picture, folder / "worst.png")
 

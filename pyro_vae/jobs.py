@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from inference import (
     Amortized,
@@ -34,17 +35,27 @@ from inference.families import Family
 from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
+from inference.supports import is_unconstrained
 from pyro_vae import plots
-from pyro_vae.data import Dataset, Preprocessing, Split, load, located
+from pyro_vae.data import Dataset, Preprocessing, Split, load, located, say_scales
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
 from pyro_vae.folders import FIGURES, RESULTS
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.parts import Parts, Sizes, catalog, options
+from pyro_vae.parts import Parts, Sizes, catalog, options, to_config
 from pyro_vae.run import Run, open_run, save_run
 from pyro_vae.vae import VAE
 
-__all__ = ["choose_likelihood", "fit_guide", "fit_run", "gaps_label", "join_run", "measure_run", "start_at_data"]
+__all__ = [
+    "choose_likelihood",
+    "fit_guide",
+    "fit_run",
+    "gaps_label",
+    "join_run",
+    "measure_run",
+    "say_units",
+    "start_at_data",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -161,7 +172,8 @@ def _fitted(
     if not needs_encoder(engine):
         # Neither kind of EM has an encoder; one may be fitted to the frozen model afterwards.
         modules["encoder"] = None
-    vae = VAE(**modules)
+    vae = VAE(**modules, standardization=dataset.standardization)
+    say_units(dataset, parts)
     start_at_data(vae.prior, dataset.train, seed=seed)
     _check_support(vae.likelihood, dataset)
 
@@ -247,6 +259,8 @@ def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
     Raises:
         ValueError: the data call for none of the two: the choice is the user's.
     """
+    if dataset.standardization is not None:
+        _require_real(parts)
     if parts.likelihood is not None:
         return parts
     low, high = dataset.min_value, dataset.max_value
@@ -258,6 +272,35 @@ def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
         )
     name = "bernoulli" if high <= 1 else "binomial"
     return dataclasses.replace(parts, likelihood=options("likelihood", name, mask=dataset.has_missing))
+
+
+def _require_real(parts: Parts) -> None:
+    """Refuse a likelihood of standardized data that is none of real numbers, before anything is made of them."""
+    if parts.likelihood is None or not _is_real(parts):
+        came = "none" if parts.likelihood is None else f"likelihood:{to_config(parts.likelihood)['part']}"
+        raise ValueError(
+            f"likelihood: expected one of real numbers, since standardized values are real numbers; got {came}. Choose "
+            "one (likelihood:gaussian-output-scale, a noise scale for each column), or leave standardize "
+            "(--data.standardize) out."
+        )
+
+
+def _is_real(parts: Parts) -> bool:
+    support = None if parts.likelihood is None else getattr(parts.likelihood._part, "support", None)
+    return isinstance(support, Constraint) and is_unconstrained(support)
+
+
+def say_units(dataset: Dataset, *designs: Parts) -> None:
+    """Log whole numbers whose scales are far apart, or far from 1, where a likelihood is one of real numbers.
+
+    Of data with other values `load` has spoken.
+
+    Args:
+        dataset: the data that are going to be fitted.
+        designs: designs that are fitted to them.
+    """
+    if any(map(_is_real, designs)) and dataset.standardization is None:
+        say_scales(dataset, counts=True)
 
 
 def measure_run(

@@ -23,7 +23,7 @@ from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
 from pyro_vae.configuration import as_configuration, read_config, training_from, version_of
-from pyro_vae.data import NAMED, Dataset, NewRows, Preprocessing, load, located
+from pyro_vae.data import NAMED, Dataset, NewRows, Preprocessing, Standardization, load, located, silent
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
 from pyro_vae.folders import CHECKPOINT, CONFIG, FIGURES, METRICS, RESULTS, runs_in
@@ -96,7 +96,9 @@ class Run:
         with as_configuration(self.folder / CONFIG):
             asked = dict(self.config["data"]["load"])
             try:
-                data = load(**asked)
+                # The fit has described their scales.
+                with silent():
+                    data = load(**asked)
             except FileNotFoundError as error:
                 if asked["name_or_path"] in NAMED:
                     raise
@@ -417,7 +419,7 @@ def open_run(folder: str | Path) -> Run:
         )
     if not content["has_guide"] or later is not None:
         modules["encoder"] = None
-    vae = VAE(**modules)
+    vae = VAE(**modules, standardization=_standardization_in(content["vae"]))
     if later is not None:
         vae.guide = later
     try:
@@ -429,6 +431,12 @@ def open_run(folder: str | Path) -> Run:
             "not fit. Fit again."
         ) from error
     return Run(folder, config, vae.eval(), fit)
+
+
+def _standardization_in(weights: Mapping[str, Any]) -> Standardization | None:
+    """The map that a checkpoint holds; None where the data were not standardized, or an earlier version wrote it."""
+    location, scale = weights.get("units.location"), weights.get("units.scale")
+    return None if location is None or scale is None else Standardization(location, scale)
 
 
 def _content(vae: VAE, fit: Fit) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from inference.guides import Amortized, unique_name
 from inference.isolation import eval_mode, running
 from inference.noise import resolve_seed, seeded
 from inference.supports import describe, is_unconstrained, same_support
+from pyro_vae.data.standardization import Standardization
 from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods.units import InDataUnits, OverStandardized, Units, require_real
 from pyro_vae.networks import check_size
 from pyro_vae.priors import as_prior
 
@@ -49,6 +51,10 @@ class VAE(nn.Module):
         family: variational family of size D, on the prior's support.
         encoder: module from (B, P) to (B, `family.num_params`). None: no guide, for variational EM; a guide can be set
             later.
+        standardization: `dataset.standardization` of data that were loaded with `standardize=True`, for a likelihood of
+            real numbers. `model`, `guide` and `encode` then take standardized rows, as the data set's splits give them;
+            every log density is that of x in the data's own units, and `decode`, `reconstruct` and `generate` speak in
+            these units, in double precision. None: rows are in the data's own units.
 
     Attributes:
         guide: `inference.guides.Amortized`, or None.
@@ -80,6 +86,7 @@ class VAE(nn.Module):
     """
 
     guide: Amortized | None
+    units: Units | None
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class VAE(nn.Module):
         decoder: nn.Module,
         family: Family | None = None,
         encoder: nn.Module | None = None,
+        standardization: Standardization | None = None,
     ) -> None:
         super().__init__()
         if isinstance(likelihood, type) or not hasattr(likelihood, "num_params"):
@@ -105,12 +113,26 @@ class VAE(nn.Module):
         self.num_features: int = getattr(self.prior, "num_features", self.num_latents)
         self._check_parts(family, encoder)
         # The family is registered once, in the guide where there is one: the state dict then holds shared weights once.
+        self.register_module("units", None if standardization is None else self._make_units(standardization))
         self.register_module("guide", None)
         self.register_module("_family", None)
         if family is not None and encoder is not None:
             self.guide = Amortized(family, encoder, site="z")
         else:
             self._family = family
+
+    @property
+    def standardization(self) -> Standardization | None:
+        """The map from the data's own units to the rows that the model takes, or None where they are in these units."""
+        return None if self.units is None else self.units.standardization
+
+    def in_data_units(self, x: Float[Tensor, "*B P"]) -> Float[Tensor, "*B P"]:
+        """Rows as the model takes them, in the data's own units: float64 where the data are standardized, else as is.
+
+        Args:
+            x: rows, (*B, P).
+        """
+        return x if self.units is None else self.units.standardization.invert(x)
 
     @property
     def family(self) -> Family | None:
@@ -155,7 +177,10 @@ class VAE(nn.Module):
             output = self.decoder_output(z)
             if output.shape[-1] != x.shape[-1] * self.likelihood.num_params:
                 raise ValueError(_wrong_outputs(self.likelihood, output.shape[-1], x.shape[-1]))
-            return pyro.sample("x", self.likelihood(output), obs=x)
+            p = self.likelihood(output)
+            if self.units is not None:
+                p = OverStandardized(p, self.units, mask=self.likelihood.mask)
+            return pyro.sample("x", p, obs=x)
 
     def decoder_output(self, z: Float[Tensor, "*B D"]) -> Float[Tensor, "*B R"]:
         """The decoder applied to z with any number of dimensions on the left.
@@ -188,15 +213,17 @@ class VAE(nn.Module):
         return output.reshape(*z.shape[:-1], output.shape[-1])
 
     def decode(self, z: Float[Tensor, "*B D"]) -> Distribution:
-        """The likelihood at z.
+        """The likelihood at z, of x in the data's own units.
 
         Args:
             z: latent vectors, (*B, D).
 
         Returns:
-            p(x | z): batch shape `*B`, event shape (P,).
+            p(x | z): batch shape `*B`, event shape (P,). Its x is `in_data_units(rows)` where the data are
+            standardized.
         """
-        return self.likelihood(self.decoder_output(z))
+        p = self.likelihood(self.decoder_output(z))
+        return p if self.units is None else InDataUnits(p, self.units, mask=self.likelihood.mask)
 
     def encode(self, x: Float[Tensor, "B P"]) -> Distribution:
         """The encoder's posterior, with gradients and in the module's present mode (train or eval).
@@ -225,10 +252,10 @@ class VAE(nn.Module):
         takes its place.
 
         Args:
-            x: data, (B, P).
+            x: data, (B, P); standardized rows where the data are standardized.
 
         Returns:
-            Means, (B, P), in the units of x.
+            Means, (B, P), in the data's own units.
 
         Raises:
             ValueError: the VAE has no encoder.
@@ -245,7 +272,7 @@ class VAE(nn.Module):
                 generators.
 
         Returns:
-            Draws, (n, P).
+            Draws, (n, P), in the data's own units.
 
         Raises:
             ValueError: `num_draws` is not a positive integer, or `seed` not a non-negative one.
@@ -274,7 +301,21 @@ class VAE(nn.Module):
             num_parameters = 0 if part is None else sum(weight.numel() for weight in part.parameters())
             count = f"  ({num_parameters:,} parameter{'s' * (num_parameters > 1)})" if num_parameters else ""
             lines.append(f"  {name + ':':<12}{_one_line(part)}{count}")
+        if self.units is not None:
+            lines.append(f"  {'units:':<12}standardized by the training split; densities and draws in the data's own")
         return "\n".join(["VAE(", *lines, ")"])
+
+    def _make_units(self, standardization: Standardization) -> Units:
+        require_kind("standardization", standardization, Standardization, hint="Pass dataset.standardization.")
+        require_real(self.likelihood, fix="Choose GaussianOutputScale, or load the data without standardize=True.")
+        _, num_outputs = _announced(self.decoder)
+        wanted = standardization.num_values * self.likelihood.num_params
+        if num_outputs is not None and num_outputs != wanted:
+            raise ValueError(
+                f"standardization: expected as many values as the decoder has, {num_outputs} outputs for "
+                f"{self.likelihood!r}; got {standardization.num_values} values. Pass that of the data that are fitted."
+            )
+        return Units(standardization)
 
     def _check_parts(self, family: Family | None, encoder: nn.Module | None) -> None:
         if encoder is not None and family is None:

@@ -22,7 +22,7 @@ from inference import (
 )
 
 TRAINING = Training(epochs=2, batch_size=20, optimizer=Adam(lr=0.05))
-SHIFT, SCALE = torch.zeros(3), torch.tensor(1.0)
+SHIFT, SCALE, SPREAD = torch.zeros(3), torch.tensor(1.0), nn.Parameter(torch.zeros(3))
 POSITIVE = dist.constraints.positive
 
 
@@ -49,7 +49,8 @@ def programs(family=None):
         scale = pyro.param("scale", lambda: SCALE, constraint=POSITIVE)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z) + shift, scale).to_event(1), obs=x)
+            spread = scale * pyro.param("spread", SPREAD).exp()
+            pyro.sample("x", dist.Normal(decoder(z) + shift, spread).to_event(1), obs=x)
 
     def guide(x):
         pyro.module("encoder", encoder)
@@ -96,7 +97,7 @@ def test_the_same_call_gives_the_same_numbers_again(engine, x):
     assert_same(values, store())
     assert first.settings["init_params"] == "program"
     # Training moves a parameter, not the tensor that it starts at.
-    assert not SHIFT.any() and not SHIFT.requires_grad and SCALE == 1.0
+    assert not SHIFT.any() and not SHIFT.requires_grad and SCALE == 1.0 and not SPREAD.any()
 
 
 def test_sites_left_by_another_program_are_of_no_account(x):
@@ -116,7 +117,7 @@ def test_going_on_is_asked_for_and_recorded(x):
     still = Training(epochs=1, batch_size=40, optimizer=Adam(lr=1e-12))
     on = fit_svi(*programs(), x, training=still, init_params="store", seed=0)
     assert on.settings["init_params"] == "store"
-    assert on.settings["params_from_store"] == ["offset", "scale", "shift"]
+    assert on.settings["params_from_store"] == ["offset", "scale", "shift", "spread"]
     assert all(torch.allclose(store()[name], values[name], atol=1e-6) for name in values)
     fit_svi(*programs(), x, training=still, seed=0)
     assert torch.allclose(store()["scale"], SCALE, atol=1e-6)
@@ -130,7 +131,7 @@ def test_what_is_not_trained_is_read_from_the_store(x):
     fit = fit_svi(model, programs()[1], x, train="guide", training=TRAINING, seed=0)
     assert torch.equal(store()["scale"], values["scale"]) and torch.equal(store()["shift"], values["shift"])
     assert not torch.equal(store()["offset"], values["offset"])
-    assert fit.settings["params_held_from_store"] == ["scale", "shift"]
+    assert fit.settings["params_held_from_store"] == ["scale", "shift", "spread"]
     # Measurements read the fitted values, and leave them.
     values = store()
     measured = elbo(model, guide, x[:5], num_draws=4, seed=0)
@@ -189,4 +190,4 @@ def test_a_start_that_there_is_not_is_refused(engine, x):
     pyro.param("shift", torch.ones(7))
     with pytest.raises(ValueError, match=r"init_params: expected the store to hold 'shift' of shape \(3,\)"):
         call(programs()[0], x, init_params="store")
-    assert set(store()) - set(before) <= {"mean", "shift", "offset"}
+    assert set(store()) - set(before) <= {"mean", "shift", "offset", "spread"}

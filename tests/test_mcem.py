@@ -301,7 +301,7 @@ CASES = {
     "patience": ({"training": Training(patience=1)}, "patience: .*validation=None"),
     "family of nothing": ({"validation_family": MeanField(2)}, "validation_family: nothing is held out"),
     "family's size": (
-        {"validation": torch.zeros(2, 8), "validation_family": MeanField(3)},
+        {"validation": torch.zeros(2, 8, dtype=torch.float64), "validation_family": MeanField(3)},
         r"num_latents = 2.*MeanField\(3\)",
     ),
     "family with weights": (

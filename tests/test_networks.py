@@ -347,3 +347,21 @@ def test_bad_sizes(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "network",
+    [Linear(6, 3), MLP(6, 4), MLP(6, 8, 8, 4, residual=True, layer_norm=True), nn.Sequential(MLP(6, 5), Linear(5, 2))],
+    ids=repr,
+)
+def test_a_network_that_is_scripted_gives_the_same_numbers(network, tmp_path):
+    x = torch.randn(3, 2, 6, dtype=next(network.parameters()).dtype)
+    torch.jit.save(torch.jit.script(network), tmp_path / "network.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "network.pt")(x), network(x), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_network_that_cannot_be_scripted_says_what_to_do():
+    with pytest.raises(TypeError, match=r"torch.jit.script: .*ConvEncoder.*torch.jit.trace\(network, x\)"):
+        torch.jit.script(ConvEncoder((8, 8), 4))

@@ -257,7 +257,7 @@ SVI = {
     "x in two sites": (
         {"loss": WakeSleep(3, insomnia=0.5), "model": in_pieces},
         ValueError,
-        "columns",
+        "one observed site.*got 'left', 'right'",
     ),
     "a name": ({"loss": "iwae"}, TypeError, "loss: expected a Pyro ELBO object.*IWAE.*got str"),
 }

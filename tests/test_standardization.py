@@ -8,9 +8,36 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.distributions import AffineTransform, MultivariateNormal, TransformedDistribution
 from torch.utils.data import TensorDataset
 
+from inference import Annealing, Training, ais, elbo, fit_svi, iwae, measure_gaps, sbc, to_datatree
+from inference.densities import densities
+from inference.families import FullCovariance, MeanField
+from inference.noise import seeded
 from pyro_vae.data import Standardization, load
+from pyro_vae.engines import fit_by
+from pyro_vae.likelihoods import (
+    Bernoulli,
+    Beta,
+    Binomial,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    GaussianDecoderScale,
+    GaussianLowRank,
+    GaussianOutputScale,
+    GaussianSharedScale,
+    Laplace,
+    MixtureOfGaussians,
+    Poisson,
+    StudentT,
+)
+from pyro_vae.linear import LinearGaussian, as_linear_gaussian
+from pyro_vae.networks import MLP, Linear
+from pyro_vae.priors import StandardNormal
+from pyro_vae.vae import VAE
 
 UNITS = np.array([12.0, 25_000.0, 8.0])
 OFFSETS = np.array([45.0, 60_000.0, 120.0])
@@ -191,3 +218,248 @@ def test_rows_of_another_width_are_refused():
     for method in (units.apply, units.invert, units.log_jacobian):
         with pytest.raises(ValueError, match=r"x: expected a tensor of shape \(..., 3\); got \(2, 1\)"):
             method(torch.zeros(2, 1))
+
+
+# -------------------------------------------------------------------------------------------------------- densities
+
+REAL = {
+    "gaussian": lambda mask: Gaussian(scale=0.7, mask=mask),
+    "shared scale": lambda mask: GaussianSharedScale(mask=mask),
+    "output scale": lambda mask: GaussianOutputScale(3, init_scale=0.4, mask=mask),
+    "decoder scale": lambda mask: GaussianDecoderScale(mask=mask),
+    "laplace": lambda mask: Laplace(mask=mask),
+    "student": lambda mask: StudentT(mask=mask),
+    "low rank": lambda mask: GaussianLowRank(rank=2, mask=mask),
+    "mixture": lambda mask: MixtureOfGaussians(num_components=2, mask=mask),
+}
+
+
+def vae_of(likelihood, standardization, *, seed=0):
+    with seeded(seed):
+        family = MeanField(2)
+        return VAE(
+            prior=StandardNormal(2),
+            likelihood=likelihood,
+            decoder=MLP(2, 8, 3 * likelihood.num_params),
+            family=family,
+            encoder=MLP(3, 8, family.num_params),
+            standardization=standardization,
+        ).eval()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_density_is_that_of_the_transformed_distribution(name):
+    data = load(table(), standardize=True)
+    location, scale = data.standardization.location, data.standardization.scale
+    vae = vae_of(REAL[name](False), data.standardization)
+    rows = data.test[:7]
+    x = data.standardization.invert(rows)
+    z = torch.randn(5, 7, 2)
+    reference = TransformedDistribution(vae.likelihood(vae.decoder_output(z)), [AffineTransform(location, scale, 1)])
+    expected = reference.log_prob(x)
+    with torch.no_grad():
+        assert torch.allclose(densities(vae.model, rows, z).log_likelihood, expected, rtol=1e-12, atol=1e-10)
+        assert torch.allclose(vae.decode(z).log_prob(x), expected, rtol=1e-12, atol=1e-10)
+        assert torch.allclose(vae.decode(z).mean, reference.base_dist.mean * scale + location)
+        # Student's t here has no variance.
+        if name != "student":
+            assert torch.allclose(vae.decode(z).stddev, reference.base_dist.variance.sqrt() * scale)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_density_of_missing_values_has_the_scales_of_the_others(name):
+    data = load(with_gaps(table()), standardize=True, missing="keep")
+    rows = data.train[:40]
+    observed = ~rows.isnan()
+    assert not bool(observed.all()) and not bool(observed.any(1).all())
+    masked, plain = (vae_of(REAL[name](True), units) for units in (data.standardization, None))
+    z = torch.randn(3, 40, 2)
+    jacobian = torch.stack([data.standardization.scale[here].log().sum() for here in observed])
+    with torch.no_grad():
+        ours, standard = (densities(vae.model, rows, z).log_likelihood for vae in (masked, plain))
+    assert torch.allclose(ours, standard - jacobian, rtol=1e-12, atol=1e-10)
+    assert torch.allclose(data.standardization.log_jacobian(rows), jacobian)
+    x = data.standardization.invert(rows)
+    assert torch.allclose(masked.decode(z).log_prob(x), ours, rtol=1e-10, atol=1e-8)
+
+
+def raw_model(exact, units):
+    """The same model with parameters of the data in their own units."""
+    weight = exact.weight.detach() * units.scale[:, None]
+    bias = exact.bias.detach() * units.scale + units.location
+    return LinearGaussian(weight, bias, exact.scale.detach() * units.scale)
+
+
+@pytest.mark.parametrize("gaps", [False, True], ids=["full", "missing"])
+def test_exact_evidence_is_that_of_the_model_in_raw_units(gaps):
+    x = with_gaps(table()) if gaps else table()
+    data = load(x, standardize=True, missing="keep")
+    rows, units = data.train.tensor(), data.standardization
+    exact, fit = LinearGaussian.fit_em(rows, 1, noise="diagonal", standardization=units, max_steps=50)
+    original = torch.tensor(x[data.train.rows])
+    with torch.no_grad():
+        expected = raw_model(exact, units).log_evidence(original)
+        found = exact.log_evidence(rows)
+    assert torch.allclose(found, expected, rtol=1e-11, atol=1e-9)
+    assert fit.elbo[-1].item() == pytest.approx(expected.mean().item(), rel=1e-10)
+    assert torch.allclose(
+        exact.generate(5, seed=1),
+        units.invert(LinearGaussian.fit_em(rows, 1, noise="diagonal", max_steps=50)[0].generate(5, seed=1)),
+    )
+    assert torch.allclose(exact.reconstruct(rows), raw_model(exact, units).reconstruct(original), rtol=1e-9)
+    z = torch.randn(2, len(rows), 1)
+    with torch.no_grad():
+        ours = densities(exact.model, rows, z).log_likelihood
+        assert torch.allclose(ours, densities(raw_model(exact, units).model, original, z).log_likelihood, rtol=1e-9)
+        assert torch.allclose(ours, exact.decode(z).log_prob(original), rtol=1e-9, atol=1e-7)
+
+
+def linear_vae(standardization):
+    with seeded(3):
+        return VAE(
+            prior=StandardNormal(2),
+            likelihood=GaussianOutputScale(3, init_scale=0.5),
+            decoder=Linear(2, 3),
+            family=FullCovariance(2),
+            encoder=Linear(3, FullCovariance(2).num_params),
+            standardization=standardization,
+        ).eval()
+
+
+def test_a_linear_vae_is_read_with_its_units():
+    data = load(table(), standardize=True)
+    vae = linear_vae(data.standardization)
+    exact = as_linear_gaussian(vae)
+    rows = data.test.tensor()
+    weight = vae.decoder(torch.eye(2)) - vae.decoder(torch.zeros(1, 2))
+    scale = data.standardization.scale
+    covariance = (weight.T * scale[:, None]) @ (weight * scale) + torch.diag((vae.likelihood.scale * scale) ** 2)
+    mean = vae.decoder(torch.zeros(1, 2))[0] * scale + data.standardization.location
+    expected = MultivariateNormal(mean, covariance).log_prob(data.standardization.invert(rows))
+    assert torch.allclose(exact.log_evidence(rows), expected, rtol=1e-10, atol=1e-8)
+
+
+def test_every_number_in_nats_is_that_of_the_model_in_raw_units():
+    """ELBO, importance sampling, annealing and gaps: those of the standardized model and the sum of log scales."""
+    data = load(table(), standardize=True)
+    rows, shift = data.test.tensor()[:12], data.standardization.scale.log().sum()
+    ours, standard = linear_vae(data.standardization), linear_vae(None)
+    exact = as_linear_gaussian(ours).log_evidence(rows).detach()
+    for estimate in (elbo, iwae):
+        found, other = (estimate(vae.model, vae.guide, rows, seed=1) for vae in (ours, standard))
+        assert torch.allclose(found.value, other.value - shift, atol=1e-7)
+    found = iwae(ours.model, ours.guide, rows, seed=1)
+    assert (found.value - exact).abs().max() < 6 * found.se.max() + 1e-3
+    annealed = ais(ours.model, rows, start=ours.guide, annealing=Annealing(num_temperatures=10), seed=1)
+    assert (annealed.value - exact).abs().max() < 6 * annealed.se.max() + 1e-3
+    gaps = [measure_gaps(vae.model, vae.guide, rows, num_evidence_draws=500, seed=1) for vae in (ours, standard)]
+    for name in ("log_evidence", "elbo_amortized", "elbo_local"):
+        assert torch.allclose(getattr(gaps[0], name), getattr(gaps[1], name) - shift, atol=1e-5), name
+    assert torch.allclose(gaps[0].amortization_gap, gaps[1].amortization_gap, atol=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_fit_is_the_fit_of_standardized_rows_and_reports_raw_nats(compile):
+    data = load(with_gaps(table()), standardize=True, missing="keep")
+    options = {"training": Training(epochs=3, batch_size=50, compile=compile), "validation": data.validation, "seed": 0}
+    fits = {}
+    for units in (data.standardization, None):
+        vae = vae_of(GaussianOutputScale(3, mask=True), units)
+        fits[units] = vae, fit_svi(vae.model, vae.guide, data.train, **options)
+    (ours, fit), (standard, other) = fits.values()
+    for name, weight in standard.named_parameters():
+        assert torch.allclose(dict(ours.named_parameters())[name], weight, atol=1e-7), name
+    for split, trace in (("train", "elbo"), ("validation", "elbo_validation")):
+        shift = data.standardization.log_jacobian(getattr(data, split).tensor()).mean()
+        assert torch.allclose(getattr(fit, trace).double(), getattr(other, trace).double() - shift, atol=1e-6), trace
+
+
+@pytest.mark.parametrize("engine", ["em", "mcem", "semi-amortized"])
+def test_other_engines_report_raw_nats(engine):
+    data = load(table(60), standardize=True)
+    shift = data.standardization.scale.log().sum()
+    fits = []
+    for units in (data.standardization, None):
+        vae = vae_of(GaussianSharedScale(), units)
+        if engine != "semi-amortized":
+            vae.guide = None
+        options = {"objective": None, "training": Training(epochs=2, batch_size=20), "seed": 0}
+        fits.append(fit_by(engine, vae, MeanField(2), data, **options))
+    for name in ("elbo", "elbo_validation"):
+        ours, other = (getattr(fit, name) for fit in fits)
+        if ours is not None:
+            assert torch.allclose(ours.double(), other.double() - shift, atol=1e-5), name
+
+
+# ------------------------------------------------------------------------------------------ draws in the data's units
+
+
+def test_draws_and_reconstructions_are_in_the_datas_units():
+    data = load(with_gaps(table()), standardize=True, missing="keep")
+    ours, standard = (vae_of(GaussianOutputScale(3, mask=True), units) for units in (data.standardization, None))
+    invert, rows = data.standardization.invert, data.test.tensor()
+    assert torch.allclose(ours.generate(9, seed=2), invert(standard.generate(9, seed=2)))
+    filled = rows.nan_to_num(0.0)
+    assert torch.allclose(ours.reconstruct(filled), invert(standard.reconstruct(filled)))
+    trees = [to_datatree(vae.model, vae.guide, data.test, num_draws=3, seed=0) for vae in (ours, standard)]
+    for group in ("posterior_predictive", "prior_predictive", "observed_data"):
+        ours_x, theirs = (tree[group]["x"].values for tree in trees)
+        assert np.allclose(ours_x, invert(torch.from_numpy(theirs)).numpy(), rtol=1e-4, equal_nan=True), group
+        assert ours_x.dtype == np.float64
+    assert np.allclose(
+        trees[0]["observed_data"]["x"].values, with_gaps(table())[data.test.rows], rtol=1e-12, equal_nan=True
+    )
+    jacobian = data.standardization.log_jacobian(rows).numpy()
+    for group, name in (("log_likelihood", "x"), ("sample_stats", "lp")):
+        assert np.allclose(trees[0][group][name].values, trees[1][group][name].values - jacobian)
+    assert np.allclose(trees[0]["posterior"]["z"].values, trees[1]["posterior"]["z"].values)
+
+
+def test_simulated_rows_are_those_that_the_encoder_takes():
+    data = load(table(), standardize=True)
+    vae = linear_vae(data.standardization)
+    ours, standard = (
+        sbc(one.model, one.guide, data.test, num_simulations=40, seed=0) for one in (vae, linear_vae(None))
+    )
+    assert torch.equal(ours.ranks, standard.ranks)
+
+
+def test_units_stay_in_double_precision_and_in_the_state_dict():
+    data = load(1.7e9 + table(), standardize=True)
+    vae = vae_of(GaussianSharedScale(), data.standardization).float()
+    assert (
+        vae.units.location.dtype == torch.float64
+        and vae.decoder_output(torch.zeros(1, 2).float()).dtype == torch.float32
+    )
+    assert torch.equal(vae.standardization.location, data.standardization.location)
+    other = vae_of(GaussianSharedScale(), Standardization(torch.zeros(3), torch.ones(3)))
+    other.load_state_dict(vae.state_dict())
+    assert torch.equal(other.standardization.scale, data.standardization.scale)
+    assert "standardized" in repr(vae) and "standardized" not in repr(vae_of(GaussianSharedScale(), None))
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Bernoulli(),
+        Binomial(5),
+        Poisson(),
+        Beta(),
+        ContinuousBernoulli(),
+        Categorical(3, 1.0),
+        DiscretizedLogistic(3, 1.0),
+    ],
+    ids=repr,
+)
+def test_likelihoods_of_other_numbers_are_refused(likelihood):
+    with pytest.raises(ValueError, match="standardization: expected a likelihood of real numbers; got"):
+        vae_of(likelihood, Standardization(torch.zeros(3), torch.ones(3)))
+
+
+def test_units_of_other_data_are_refused():
+    with pytest.raises(ValueError, match="standardization: expected as many values as the decoder has"):
+        vae_of(GaussianSharedScale(), Standardization(torch.zeros(4), torch.ones(4)))
+    with pytest.raises(ValueError, match="standardization: expected 3 values"):
+        LinearGaussian(
+            torch.ones(3, 1), torch.zeros(3), 1.0, standardization=Standardization(torch.zeros(4), torch.ones(4))
+        )

@@ -24,7 +24,6 @@ from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
-from inference.independence import require_rowwise
 from inference.isolation import eval_mode, modules_of, private_store, require_finite_parameters
 from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.progress import track
@@ -62,6 +61,7 @@ class _Layout:
     latent_dtype: np.dtype
     observed: dict[str, tuple[int, ...]]
     discrete: dict[str, bool]
+    restored: frozenset[str]
 
     @property
     def num_values(self) -> int:
@@ -70,6 +70,9 @@ class _Layout:
 
     def value_dtype(self, name: str) -> np.dtype:
         """Counts as int32 (ArviZ refuses unsigned ones, and small ones overflow in arithmetic), else float32."""
+        if name in self.restored:
+            # Single precision would lose the digits behind a large offset.
+            return np.dtype(np.float64)
         return np.dtype(np.int32 if self.discrete[name] else np.float32)
 
 
@@ -104,10 +107,11 @@ def to_datatree(
     * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
 
     Counts and binary values are stored as int32, other values as float32, as are counts of which some were not
-    observed (NaN). Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide run in eval mode
-    without gradients, in chunks; their modes, the caller's parameter store and torch's random state are afterwards as
-    they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and its index, not on
-    how many datapoints follow.
+    observed (NaN). A site whose distribution has a method `restore(value)`, as that of a standardized VAE, is stored in
+    the units that it returns, as float64. Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide
+    run in eval mode without gradients, in chunks; their modes, the caller's parameter store and torch's random state
+    are afterwards as they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and
+    its index, not on how many datapoints follow.
 
     Attributes of the root say how the draws were made, `inference_method` ("variational"; also at `posterior` and
     `sample_stats`), `guide`, `site`, `seed` and `settings` (JSON), and by which versions of which libraries.
@@ -193,7 +197,7 @@ def to_datatree(
     for name, values in groups["observed_data"].items():
         # No integer says that a count was not observed.
         groups["observed_data"][name] = values.astype(
-            np.float32 if np.isnan(values).any() else layout.value_dtype(name)
+            np.float32 if np.isnan(values).any() and name not in layout.restored else layout.value_dtype(name)
         )
     if axes.labels is not None:
         groups["constant_data"] = {"labels": axes.labels}
@@ -267,13 +271,11 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 def _layout(model: Program, guide: Program, data: Data, site: str | None, device: torch.device | None) -> _Layout:
     """Read sites and shapes off one trace of two draws; `guide_distribution` and `densities` check the contract."""
-    index = torch.arange(min(8, len(data)))
+    index = torch.arange(min(2, len(data)))
     x = fetch(data, index, device=device)
     site, q = guide_distribution(_guide_at(guide, index), x, site=site)
-    z = q.sample((3,))
+    z = q.sample((2,))
     densities(model, x, z, site=site)
-    require_rowwise(model, x, z, site=site, guide=None if hasattr(guide, "rows") else guide)
-    x, z = x[:2], z[:2, :2]
     nodes = _sample_sites(_trace(poutine.condition(model, {site: z}), x, 2))
     # `pyro.deterministic` and `pyro.factor` are observed sites to Pyro, but nobody observed them.
     observed = {
@@ -289,7 +291,14 @@ def _layout(model: Program, guide: Program, data: Data, site: str | None, device
         latent_dtype=z.cpu().numpy().dtype,
         observed={name: tuple(node["fn"].event_shape) for name, node in observed.items()},
         discrete={name: _is_discrete(node) for name, node in observed.items()},
+        restored=frozenset(name for name, node in observed.items() if hasattr(node["fn"], "restore")),
     )
+
+
+def _restored(node: Mapping[str, Any]) -> Tensor:
+    """A site's value in the data's own units, where its distribution is over standardized values."""
+    restore = getattr(node["fn"], "restore", None)
+    return node["value"] if restore is None else restore(node["value"])
 
 
 def _is_discrete(node: Mapping[str, Any]) -> bool:
@@ -359,7 +368,7 @@ def _fill_block(
             put("log_likelihood", name, start, log_probs[name])
             if chain == 0 and start == 0:
                 node = nodes[name]
-                value = node["value"].expand(node["fn"].batch_shape + node["fn"].event_shape)[0, :kept]
+                value = _restored(node).expand(node["fn"].batch_shape + node["fn"].event_shape)[0, :kept]
                 groups["observed_data"][name][first : first + kept] = value.cpu().numpy()
 
         size = min(size, num_predictive - start)
@@ -371,8 +380,8 @@ def _fill_block(
             prior = _sample_sites(_trace(free, x, size))
         put("prior", site, start, prior[site]["value"])
         for name in layout.observed:
-            put("posterior_predictive", name, start, predictive[name]["value"])
-            put("prior_predictive", name, start, prior[name]["value"])
+            put("posterior_predictive", name, start, _restored(predictive[name]))
+            put("prior_predictive", name, start, _restored(prior[name]))
 
 
 def _log_prob(node: Mapping[str, Any]) -> Float[Tensor, "S B"]:

@@ -26,6 +26,7 @@ from inference.mcmc.target import Target
 from inference.noise import like, resolve_seed, seeded
 from inference.objectives import Gradients, LocalLoss, Objective, Step
 from inference.processes import Shards
+from inference.refusals import require_data_fit, require_last_batch, unmoved
 from inference.results import Fit
 from inference.resuming import Resume
 from inference.scoring import guide_of, prior_draws, require_contract, require_readable, require_sound
@@ -207,6 +208,9 @@ def fit_mcem(
         # In eval mode, so that looking at the model moves no running statistics.
         with eval_mode(model, init), start.first_runs(model, None, first):
             require_readable(model, first, index)
+            with unmoved(model, init):
+                for name, rows in (("data", data), *((("validation", validation),) if validation is not None else ())):
+                    require_data_fit(model, rows, first, shards=Shards(), device=device, name=name)
             u = _start(model, init, data, num_chains, site=site, device=device, seed=seed)
             leaves = trainable(model, x=first)
             if not leaves:
@@ -227,6 +231,14 @@ def fit_mcem(
         def values(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             loss = objective(x, z).mean()
             return loss, -loss
+
+        def on_one_row() -> None:
+            with eval_mode(model):
+                z = latent_prior(model, first[:1], site=site).sample((num_chains,))
+            objective(first[:1], z)
+
+        with unmoved(model, init):
+            require_last_batch(on_one_row, num_data, training)
 
         compile = worthwhile(training.compile, num_visits)
         gradients = Gradients(objective, values, leaves.values(), model, compile=compile, precision=training.precision)
@@ -343,7 +355,7 @@ def _start(
             require_sound(model, part, q, x, site=site)
             z = q.sample((num_chains,))
         u = target.unconstrain(z)
-        target.check(u[:3])
+        target.check(u[:1])
         parts.append(u)
     return torch.cat(parts, dim=1)
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from inference.batches import Data, fetch
@@ -26,8 +27,8 @@ from inference.resuming import Resume, Sharded, Signals, Snapshots, Stateful, da
 from inference.scoring import require_finite
 from inference.training.blame import blame_leaf
 from inference.training.minibatches import Pass, Plan, require_shardable
-from inference.training.saving import Best, Saver
-from inference.training.settings import LoopState, Training
+from inference.training.saving import Best, Saver, put
+from inference.training.settings import Checks, LoopState, Training
 from inference.training.steps import FusedAdam
 
 # Steps between looks at the loss on a GPU; parameters are looked at after each epoch anyway.
@@ -42,15 +43,6 @@ class Visit(Protocol):
 
         `lr_factor` is where the schedule stands, from 1 down.
         """
-        ...
-
-
-@runtime_checkable
-class ChecksFirst(Protocol):
-    """A callback that can refuse a run before its first step."""
-
-    def check_first(self) -> None:
-        """Raise an error where the callback would fail later."""
         ...
 
 
@@ -104,11 +96,15 @@ def optimise(
         raise ValueError(
             "patience: early stopping needs held-out data; got validation=None. Pass validation=data.validation."
         )
+    for callback in training.callbacks:
+        if isinstance(callback, Checks):
+            callback.check(training, held_out=held_out is not None)
     shards = training.sharding()
     require_shardable(shards, keep, list(leaves))
-    optimizer = training.optimizer(leaves.values())
+    optimizer = _require_optimizer(training.optimizer(leaves.values()))
     initial_lr = optimizer.param_groups[0]["lr"]
-    schedule = training.schedule(optimizer, training.num_steps(len(data)))
+    num_steps = training.num_steps(len(data))
+    schedule = _require_schedule(training.schedule(optimizer, num_steps), num_steps)
     state = LoopState(leaves=leaves, optimizer=optimizer)
     best = Best(leaves, keep)
     start_alike(best.tensors)
@@ -137,9 +133,6 @@ def optimise(
         saver=saver,
         plan=plan,
     )
-    for callback in training.callbacks:
-        if isinstance(callback, ChecksFirst):
-            callback.check_first()
     within = saver.load()
     validate = pyro.settings.get("validate_distributions_pyro")
 
@@ -151,6 +144,8 @@ def optimise(
         bar.initial = bar.n = state.step
         # Pyro warns of what the loop reports as an error, with the site's name.
         warnings.filterwarnings("ignore", "Encountered (NaN|inf)", UserWarning)
+        # What was looked at before the first step may differ in another minibatch: the ELBO would be wrong there.
+        warnings.filterwarnings("error", "Found (vars in model|non-auxiliary vars in guide)", UserWarning)
         while state.epoch < training.epochs and state.stop is None:
             if within is None:
                 before = [leaf.detach().clone() for leaf in leaves.values()] if training.tol_params else []
@@ -207,6 +202,9 @@ class _Loop:
         state, elbos, num_steps = self.state, within.elbos, self.plan.num_steps
         leaves = list(state.leaves.values())
         steps = self.steps
+        # A first step that is refused has moved nothing, running statistics included.
+        tensors = self.saver.best.tensors if state.step == 0 else []
+        before = [tensor.detach().clone() for tensor in tensors]
         with ExitStack() as stack:
             if steps is not None and self._runs_no_others():
                 stack.enter_context(undisturbed())
@@ -217,9 +215,14 @@ class _Loop:
                 if self.training.warm_up:
                     self.objective.kl_weight = min(1.0, max(state.step / (self.training.warm_up * num_steps), 1e-8))
                 visits = []
-                for shard, index in self.plan.pieces(within.orders, position):
-                    with self.plan.drawing(state.step, shard):
-                        visits.append((len(index), self._visit(index)))
+                try:
+                    for shard, index in self.plan.pieces(within.orders, position):
+                        with self.plan.drawing(state.step, shard):
+                            visits.append((len(index), self._visit(index)))
+                except Exception:
+                    if state.step == 0:
+                        put(tensors, before)
+                    raise
                 _, elbo, grads = self.plan.together(visits, self.plan.size(position), leaves)
                 del visits
                 self._descend(leaves, grads)
@@ -247,6 +250,11 @@ class _Loop:
         refused: ValueError | None = None
         try:
             found = self.visit(x, index, state.optimizer.param_groups[0]["lr"] / self.initial_lr)
+        except UserWarning as warning:
+            raise ValueError(
+                f"guide: expected it to sample the model's latent sites at every step; at step {state.step} it does "
+                f"not. {warning}"
+            ) from warning
         except ValueError as error:
             # Under validation a distribution refuses NaN before any loss exists; where all is finite, the error is
             # another.
@@ -284,6 +292,36 @@ class _Loop:
             and isinstance(optimizer, FusedAdam)
             and not optimizer.hooks
         )
+
+
+def _require_optimizer(optimizer: object) -> Optimizer:
+    """Refuse what takes no steps by itself."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer: expected a function that makes a torch optimiser; it made {optimizer!r}. Try Adam(lr=1e-3)."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise ValueError(
+            f"optimizer: expected one that steps down dense gradients; {type(optimizer).__name__} asks for more. Try "
+            "Adam(lr=1e-3)."
+        )
+    return optimizer
+
+
+def _require_schedule(schedule: object, num_steps: int) -> LRScheduler:
+    """Refuse what cannot be advanced once a step until the run ends."""
+    if not isinstance(schedule, LRScheduler) or isinstance(schedule, ReduceLROnPlateau):
+        raise TypeError(
+            "schedule: expected a function that makes a schedule of torch which advances with each step, such as "
+            f"Constant() or Cosine(); it made {type(schedule).__name__}."
+        )
+    most = getattr(schedule, "total_steps", None)
+    if isinstance(most, int) and most < num_steps:
+        raise ValueError(
+            f"schedule: expected one for the {num_steps} steps of the run; {type(schedule).__name__} ends after "
+            f"{most}. It is called with the optimiser and the number of steps: pass that on."
+        )
+    return schedule
 
 
 def _require_finite_state(state: LoopState, held_out: object, saver: Saver) -> None:

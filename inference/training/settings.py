@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,23 @@ class LoopState:
     elbo: list[float] = field(default_factory=list)
     elbo_validation: list[float] = field(default_factory=list)
     stop: str | None = None
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A callback that can say before the first step that it would fail after an epoch."""
+
+    def check(self, training: Training, *, held_out: bool) -> None:
+        """Refuse what would fail later, and change nothing.
+
+        Args:
+            training: settings of the run.
+            held_out: whether held-out data are measured.
+
+        Raises:
+            ValueError: the callback would fail.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

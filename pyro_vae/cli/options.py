@@ -72,6 +72,8 @@ class DataOptions:
         columns: columns of a table that make up x; all but the label by default.
         label: column of a table that holds labels.
         stream: read rows of an .npy file when they are needed; by default where it is larger than 1 GiB.
+        standardize: fit every column minus its mean, divided by its standard deviation, both of the training split;
+            log densities, draws and pictures stay in the columns' own units. For likelihoods of real numbers.
     """
 
     name: Annotated[str, tyro.conf.arg(name="data", prefix_name=False)] = "digits"
@@ -86,6 +88,7 @@ class DataOptions:
     columns: tuple[str, ...] | None = None
     label: str | None = None
     stream: bool | None = None
+    standardize: bool = False
 
     def words(self) -> list[str]:
         """What to type for these data; defaults are left out.
@@ -99,6 +102,9 @@ class DataOptions:
             value = getattr(self, field.name)
             if value != field.default:
                 said += [f"--data.{field.name.replace('_', '-')}"]
+                if field.default is False:
+                    # A flag, without a value.
+                    continue
                 said += map(str, value) if isinstance(value, tuple) else [str(value)]
         return said
 

@@ -15,7 +15,7 @@ from inference.counts import require_kind
 from inference.noise import derive_seed, resolve_seed, seeded
 from pyro_vae.autoencoder import PCA, Autoencoder
 from pyro_vae.comparison.records import EXACT, Compared, Comparison
-from pyro_vae.data import Dataset, Split
+from pyro_vae.data import Dataset, Split, Standardization, say_scales
 from pyro_vae.likelihoods import GaussianSharedScale
 from pyro_vae.linear import LinearGaussian, as_linear_gaussian
 from pyro_vae.networks import MLP, Linear, check_size
@@ -45,7 +45,9 @@ def compare(
     (factor analysis: one for each data value), so that their log p(x) compare: probabilistic PCA by its closed form,
     factor analysis by EM, the linear VAE and the VAE by SVI with a mean-field encoder. log p(x) is exact for all but
     the VAE, whose is the importance-weighted bound. Every number is in the data's own units. Inside, all models see
-    them around the mean of the training data and divided by one number, so that one step size suits all units.
+    them around the mean of the training data and divided by one number, so that one step size suits all units. Of data
+    that were loaded with `standardize=True` they see the standardized values: the noise then has one scale in these
+    units, which is another model; its numbers are in the data's own units all the same.
 
     Args:
         dataset: what to fit. Dynamic binarization is fixed by the data's own seed.
@@ -76,7 +78,8 @@ def compare(
             f"{dataset.name}: expected finite values; got NaN or infinity. PCA and networks take none: drop those "
             "rows, or fit LinearGaussian.fit_em alone."
         )
-    units = _Units.of(x)
+    say_scales(dataset, counts=True)
+    units = _Units.of(x, dataset.standardization)
     if not units.spread > 0:
         raise ValueError(f"{dataset.name}: expected values that vary; got the same row throughout.")
     fits = _Fits(
@@ -112,21 +115,34 @@ def compare(
 
 @dataclass(frozen=True)
 class _Units:
-    """The data's own units, and those that models are fitted in: around the mean, at unit variance on average."""
+    """The data's own units, and those that models are fitted in: around the mean, at unit variance on average.
+
+    `columns` are the units of the columns where the data were standardized before, and otherwise ones.
+    """
 
     centre: Tensor
     spread: float
+    columns: Tensor
+    is_standardized: bool
 
     @classmethod
-    def of(cls, x: Tensor) -> _Units:
-        return cls(x.mean(0), float(x.double().var(0, correction=0).mean().sqrt()))
+    def of(cls, x: Tensor, standardization: Standardization | None) -> _Units:
+        columns = torch.ones(x.shape[1], dtype=torch.float64) if standardization is None else standardization.scale
+        return cls(
+            x.mean(0), float(x.double().var(0, correction=0).mean().sqrt()), columns, standardization is not None
+        )
 
     def standardise(self, x: Tensor) -> Tensor:
         return (x - self.centre) / self.spread
 
     def restore(self, log_p: Evidence) -> Evidence:
         """The density of x from that of its standardised values."""
-        return dataclasses.replace(log_p, value=log_p.value.double() - len(self.centre) * math.log(self.spread))
+        log_scale = len(self.centre) * math.log(self.spread) + float(self.columns.log().sum())
+        return dataclasses.replace(log_p, value=log_p.value.double() - log_scale)
+
+    def scale(self, scale: Tensor) -> float:
+        """Mean over data values of a noise scale, () or (P,), in the data's own units."""
+        return float((scale.detach().double() * self.spread * self.columns).mean())
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,7 @@ class _Fitted:
     seconds: float
     how: str
     exact: LinearGaussian | None = None
+    # In the data's own units.
     scale: float | None = None
     mark: str | None = None
 
@@ -180,7 +197,12 @@ class _Fits:
         began = time.perf_counter()
         model = LinearGaussian.fit(self.x.double(), self.num_latents)
         return _Fitted(
-            "pPCA", model, time.perf_counter() - began, "maximum likelihood in closed form", model, _mean(model.scale)
+            "pPCA",
+            model,
+            time.perf_counter() - began,
+            "maximum likelihood in closed form",
+            model,
+            self.units.scale(model.scale),
         )
 
     def factor_analysis(self) -> _Fitted:
@@ -188,11 +210,12 @@ class _Fits:
             self.x.double(), self.num_latents, noise="diagonal", floor=FLOOR, tol=1e-6, seed=self.seed
         )
         on_floor, floor = fit.settings["num_on_floor"], FLOOR * self.units.spread
+        in_units = " standard deviations of the column" if self.units.is_standardized else ""
         mark = (
             f"a noise scale for each of the {self.num_values} data values, where the others share one; {on_floor} of "
-            f"them sit on the floor of {floor:.3g}, which log p(x) depends on."
+            f"them sit on the floor of {floor:.3g}{in_units}, which log p(x) depends on."
         )
-        return _Fitted("FA", model, fit.seconds, fit.stopped_because, model, _mean(model.scale), mark)
+        return _Fitted("FA", model, fit.seconds, fit.stopped_because, model, self.units.scale(model.scale), mark)
 
     def vae(self, name: str, *, hidden: tuple[int, ...]) -> _Fitted:
         family = MeanField(self.num_latents)
@@ -214,7 +237,7 @@ class _Fits:
             seed=self.seed,
         )
         exact = None if hidden else as_linear_gaussian(vae).double()
-        return _Fitted(name, vae.eval(), fit.seconds, fit.stopped_because, exact, _mean(likelihood.scale))
+        return _Fitted(name, vae.eval(), fit.seconds, fit.stopped_because, exact, self.units.scale(likelihood.scale))
 
     def _encoder(self, num_outputs: int, *, hidden: tuple[int, ...]) -> nn.Module:
         return _network(self.num_values, num_outputs, hidden=hidden).to(self.x)
@@ -237,13 +260,13 @@ def _measure(fitted: _Fitted, x: Tensor, units: _Units, *, seed: int) -> Compare
         if fitted.exact is not None:
             value = fitted.exact.log_evidence(x.double())
             log_p = Evidence(value=value, se=torch.zeros_like(value), method=EXACT)
-        squared_error = (x - model.reconstruct(x)).double().square().mean(-1)
+        error = (x - model.reconstruct(x)).double() * units.spread * units.columns
     return Compared(
         name=fitted.name,
-        squared_error=squared_error * units.spread**2,
+        squared_error=error.square().mean(-1),
         log_p=None if log_p is None else units.restore(log_p),
         log_p_iwae=None if bound is None else units.restore(bound),
-        scale=None if fitted.scale is None else fitted.scale * units.spread,
+        scale=fitted.scale,
         seconds=fitted.seconds,
         how=fitted.how,
         mark=fitted.mark,
@@ -252,7 +275,3 @@ def _measure(fitted: _Fitted, x: Tensor, units: _Units, *, seed: int) -> Compare
 
 def _fixed(split: Split) -> Split:
     return split.fix() if split.resamples else split
-
-
-def _mean(scale: Tensor) -> float:
-    return scale.detach().mean().item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_vae.data.loading import load, located
+from pyro_vae.data.loading import load, located, say_scales, silent
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.preprocessing import NewRows, Preprocessing
 from pyro_vae.data.records import Binarize, Dataset, Split
@@ -18,4 +18,6 @@ __all__ = [
     "Standardization",
     "load",
     "located",
+    "say_scales",
+    "silent",
 ]

@@ -245,7 +245,7 @@ def scale_note(name: str, found: ColumnStatistics, names: Sequence[str]) -> str 
     order = spread.argsort(stable=True).tolist()
     factor = float(spread[order[-1]] / spread[order[0]])
     far = (torch.maximum(spread, mean.abs()) > FAR) | (spread < 1 / FAR)
-    reason = "networks and scales that start near 1 need very many steps for such values"
+    reason = "a fit starts at order 1, and its ELBO may stay far below what the model can reach"
     fix = "Standardize them: load(..., standardize=True), --data.standardize."
     if factor > FAR:
         all_shown = len(order) <= _NAMED

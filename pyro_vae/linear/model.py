@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from math import log, pi
-from typing import Self
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +20,8 @@ from inference.guides import unique_name
 from inference.isolation import running
 from inference.noise import like, resolve_seed, seeded
 from inference.results import Fit
+from pyro_vae.data.standardization import Standardization
+from pyro_vae.likelihoods.units import InDataUnits, OverStandardized, Units
 from pyro_vae.linear.em import (
     Noise,
     Params,
@@ -57,6 +59,9 @@ class LinearGaussian(nn.Module):
         weight: W, (P, D).
         bias: b, (P,).
         scale: s, noise standard deviation in the units of x: one number (probabilistic PCA) or (P,) (factor analysis).
+        standardization: `dataset.standardization` of data that were loaded with `standardize=True`. x is then a
+            standardized row wherever the model takes one, and weight, bias and scale are in its units; densities,
+            `decode`, `reconstruct` and `generate` are in the data's own. None: x is in the data's own units.
 
     Raises:
         ValueError: shapes that do not fit, or a scale that is not positive.
@@ -71,8 +76,15 @@ class LinearGaussian(nn.Module):
         tensor([[0.7500]], grad_fn=<...>)
     """
 
+    units: Units | None
+
     def __init__(
-        self, weight: Float[Tensor, "P D"], bias: Float[Tensor, " P"], scale: float | Float[Tensor, "*P"]
+        self,
+        weight: Float[Tensor, "P D"],
+        bias: Float[Tensor, " P"],
+        scale: float | Float[Tensor, "*P"],
+        *,
+        standardization: Standardization | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("weight", weight), ("bias", bias)):
@@ -101,6 +113,14 @@ class LinearGaussian(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone().to(weight))
         self.log_scale = nn.Parameter(scale.log())
+        if standardization is not None:
+            require_kind("standardization", standardization, Standardization, hint="Pass dataset.standardization.")
+            if standardization.num_values != num_values:
+                raise ValueError(
+                    f"standardization: expected {num_values} values, as many as the rows of weight; got "
+                    f"{standardization.num_values}. Pass that of the data."
+                )
+        self.units = None if standardization is None else Units(standardization).to(weight.device)
 
     @property
     def scale(self) -> Float[Tensor, "*P"]:
@@ -131,14 +151,21 @@ class LinearGaussian(nn.Module):
         pyro.module(unique_name(self), self)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(self.weight[0]), 1.0).to_event(1))
-            return pyro.sample("x", self.decode(z), obs=x)
+            p: Any = self._rows_given(z)
+            if self.units is not None:
+                p = OverStandardized(p, self.units, mask=True)
+            return pyro.sample("x", p, obs=x)
 
-    def decode(self, z: Float[Tensor, "*B D"]) -> dist.Independent:
+    def decode(self, z: Float[Tensor, "*B D"]) -> dist.Independent | InDataUnits:
         """p(x | z): batch shape `*B`, event shape (P,). Its log density leaves out values that are NaN.
 
         Args:
             z: latent vectors, (*B, D).
         """
+        p = self._rows_given(z)
+        return p if self.units is None else InDataUnits(p, self.units, mask=True)
+
+    def _rows_given(self, z: Float[Tensor, "*B D"]) -> dist.Independent:
         return _ObservedNormal(z @ self.weight.T + self.bias, self.scale).to_event(1)
 
     def encode(self, x: Float[Tensor, "N P"]) -> dist.MultivariateNormal:
@@ -158,13 +185,14 @@ class LinearGaussian(nn.Module):
             x: data, (N, P); NaN is not observed.
 
         Returns:
-            Means, (N, P), in the units of x, none missing.
+            Means, (N, P), in the data's own units, none missing.
 
         Raises:
             ValueError: `x` has another shape.
         """
         with torch.no_grad():
-            return self._solve(x)[0] @ self.weight.T + self.bias
+            mean = self._solve(x)[0] @ self.weight.T + self.bias
+            return mean if self.units is None else self.units.standardization.invert(mean)
 
     def log_evidence(self, x: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
         r"""The exact log p(x) of each datapoint, in nats.
@@ -175,7 +203,8 @@ class LinearGaussian(nn.Module):
             -2 \log p(x) = \| S^{-1} (x - b - W m) \|^2 + \| m \|^2 + \log \det \Lambda + \sum_p \log 2 \pi s_p^2
 
         which is a sum of squares, where Woodbury's difference would cancel at small noise. Of a row with missing values
-        it is the log density of the observed ones, 0 where there are none.
+        it is the log density of the observed ones, 0 where there are none. It is that of x in the data's own units: of
+        standardized rows, the sum of log scales of the standardization is subtracted.
 
         Args:
             x: data, (N, P); NaN is not observed.
@@ -188,7 +217,10 @@ class LinearGaussian(nn.Module):
         residual = left / self.scale
         log_noise = (2 * self.log_scale + log(2 * pi)).expand(len(self.weight))
         log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (~x.isnan()).to(mean) @ log_noise
-        return -0.5 * (residual.square().sum(-1) + mean.square().sum(-1) + log_det)
+        value = -0.5 * (residual.square().sum(-1) + mean.square().sum(-1) + log_det)
+        if self.units is not None:
+            value = (value.double() - self.units.log_jacobian(x, mask=True)).to(value.dtype)
+        return value
 
     def posterior(self, x: Float[Tensor, "N P"]) -> dist.MultivariateNormal:
         r"""The exact posterior.
@@ -227,7 +259,7 @@ class LinearGaussian(nn.Module):
             return self.decode(torch.randn(num_draws, self.num_latents).to(self.weight)).sample()
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "N P"], num_latents: int) -> Self:
+    def fit(cls, x: Float[Tensor, "N P"], num_latents: int, *, standardization: Standardization | None = None) -> Self:
         r"""Maximum likelihood with one noise scale, in closed form.
 
         With the eigenvalues :math:`\lambda_1 \ge \ldots \ge \lambda_P` of the sample covariance, L the diagonal matrix
@@ -241,6 +273,8 @@ class LinearGaussian(nn.Module):
         Args:
             x: data, (N, P).
             num_latents: D, smaller than P.
+            standardization: `dataset.standardization` where x are standardized rows; the evidence is then that of the
+                data in their own units.
 
         Raises:
             ValueError: D is not below P, there are fewer than two rows, or D dimensions hold all the variance (the
@@ -261,7 +295,8 @@ class LinearGaussian(nn.Module):
         weight = vectors[:, -size:].flip(-1) * (values[-size:].flip(-1) - noise).clamp(min=0).sqrt()
         # eigh leaves each sign to chance.
         weight = weight * weight.gather(0, weight.abs().argmax(0, keepdim=True)).sign()
-        return cls(weight.to(like(x)), bias.to(like(x)), noise.sqrt().to(like(x)))
+        like_x = like(x)
+        return cls(weight.to(like_x), bias.to(like_x), noise.sqrt().to(like_x), standardization=standardization)
 
     @classmethod
     def fit_factor_analysis(
@@ -272,6 +307,7 @@ class LinearGaussian(nn.Module):
         floor: float = 1e-2,
         tol: float = 1e-9,
         max_steps: int = 10_000,
+        standardization: Standardization | None = None,
     ) -> Self:
         """Maximum likelihood with a noise scale for each data value, by EM from the solution of `fit`.
 
@@ -282,6 +318,8 @@ class LinearGaussian(nn.Module):
                 unbounded.
             tol: stop when a step raises the mean evidence by less, in nats per datapoint.
             max_steps: stop after so many steps.
+            standardization: `dataset.standardization` where x are standardized rows; the evidence is then that of the
+                data in their own units.
 
         Raises:
             ValueError: as `fit`; or a non-positive `floor`, `tol` or `max_steps`.
@@ -295,7 +333,7 @@ class LinearGaussian(nn.Module):
         noise = closed.scale.detach().square().expand(len(bias)).clamp(min=floor**2)
         step = complete_step(covariance, bias, noise="diagonal", floor=floor)
         params, _, _ = maximise(step, Params(closed.weight.detach(), bias, noise), tol=tol, max_steps=max_steps)
-        return cls._from_params(params, "diagonal", x)
+        return cls._from_params(params, "diagonal", x, standardization)
 
     @classmethod
     def fit_em(
@@ -308,6 +346,7 @@ class LinearGaussian(nn.Module):
         tol: float = 1e-9,
         max_steps: int = 10_000,
         seed: int = 0,
+        standardization: Standardization | None = None,
     ) -> tuple[Self, Fit]:
         r"""Maximum likelihood by exact EM, with missing values: the posteriors are exact, so the ELBO is the evidence.
 
@@ -326,6 +365,8 @@ class LinearGaussian(nn.Module):
             tol: stop when a step raises the mean evidence by less, in nats per datapoint.
             max_steps: stop after so many steps.
             seed: of the random weights.
+            standardization: `dataset.standardization` where x are standardized rows; the evidence is then that of the
+                data in their own units.
 
         Returns:
             The model, and how the fit went: `fit.elbo` is the exact mean log p(x) at the start and after each step, and
@@ -360,6 +401,9 @@ class LinearGaussian(nn.Module):
             step = complete_step(covariance, bias, noise=noise, floor=floor)
         first = start(rows, size, noise=noise, floor=floor, seed=resolve_seed(seed))
         params, evidence, converged = maximise(step, first, tol=tol, max_steps=max_steps)
+        if standardization is not None:
+            shift = float(standardization.log_jacobian(rows).mean())
+            evidence = [value - shift for value in evidence]
         gain = f"the last step gained {evidence[-1] - evidence[-2]:.2g} nats per datapoint"
         fit = Fit(
             elbo=torch.tensor(evidence, dtype=torch.float64),
@@ -377,7 +421,7 @@ class LinearGaussian(nn.Module):
                 "num_on_floor": int((params.noise.sqrt() < _ON_FLOOR * floor).sum()),
             },
         )
-        return cls._from_params(params, noise, x), fit
+        return cls._from_params(params, noise, x, standardization), fit
 
     def extra_repr(self) -> str:
         """Its sizes and kind of noise."""
@@ -385,9 +429,14 @@ class LinearGaussian(nn.Module):
         return f"{num_values}, {num_latents}, noise={'diagonal' if self.log_scale.dim() else 'isotropic'}"
 
     @classmethod
-    def _from_params(cls, params: Params, noise: Noise, x: Tensor) -> Self:
+    def _from_params(cls, params: Params, noise: Noise, x: Tensor, standardization: Standardization | None) -> Self:
         scale = params.noise.sqrt().to(like(x))
-        return cls(params.weight.to(scale), params.bias.to(scale), scale[0] if noise == "isotropic" else scale)
+        return cls(
+            params.weight.to(scale),
+            params.bias.to(scale),
+            scale[0] if noise == "isotropic" else scale,
+            standardization=standardization,
+        )
 
     def _solve(self, x: Tensor) -> tuple[Float[Tensor, "N D"], Float[Tensor, "*N D D"]]:
         """Posterior means, and Cholesky factors of the posterior precisions: one for all where nothing is missing."""

@@ -41,6 +41,11 @@ def as_linear_gaussian(vae: VAE) -> LinearGaussian:
         >>> as_linear_gaussian(vae)
         LinearGaussian(5, 2, noise=isotropic)
     """
+
+    def given(z: Tensor) -> Distribution:
+        """p(x | z) of x as the model takes it: of standardized rows where the data are standardized."""
+        return vae.likelihood(vae.decoder_output(z))
+
     weights = next(vae.parameters())
     size = vae.num_latents
     with eval_mode(vae):
@@ -48,9 +53,9 @@ def as_linear_gaussian(vae: VAE) -> LinearGaussian:
             draws = 3.0 * torch.randn(_NUM_PROBES, size).to(weights)
         if not _close(vae.prior().log_prob(draws), Normal(torch.zeros_like(draws), 1.0).log_prob(draws).sum(-1)):
             raise ValueError(f"prior: expected a standard normal; got {vae.prior!r}. Take StandardNormal({size}).")
-        at_zero, *at_units = _mean(vae.decode(torch.cat([torch.zeros_like(draws[:1]), torch.eye(size).to(draws)])))
+        at_zero, *at_units = _mean(given(torch.cat([torch.zeros_like(draws[:1]), torch.eye(size).to(draws)])))
         weight = torch.stack([unit - at_zero for unit in at_units], -1)
-        probed = vae.decode(draws)
+        probed = given(draws)
         affine = draws @ weight.T + at_zero
         if not _close(_mean(probed), affine):
             worst = float((_mean(probed) - affine).abs().max())
@@ -68,7 +73,8 @@ def as_linear_gaussian(vae: VAE) -> LinearGaussian:
                 "GaussianSharedScale."
             )
     shared = bool((scale[0] == scale[0, 0]).all())
-    return LinearGaussian(weight, at_zero, scale[0, 0] if shared else scale[0])
+    scale = scale[0, 0] if shared else scale[0]
+    return LinearGaussian(weight, at_zero, scale, standardization=vae.standardization)
 
 
 def _mean(q: Distribution) -> Tensor:

@@ -113,3 +113,14 @@ class Network(nn.Module):
             )
         with running(self.forward, x, name="x"):
             return super().__call__(x)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return the module that `torch.jit.script` compiles in place of this one, with the same weights.
+
+        Raises:
+            TypeError: there is none.
+        """
+        raise TypeError(
+            f"torch.jit.script: expected a module that TorchScript can read; {type(self).__name__} is written in "
+            "Python that it cannot. Use torch.jit.trace(network, x), torch.export or torch.compile."
+        )

@@ -38,6 +38,10 @@ class Linear(Network):
         """The outputs at these inputs."""
         return self.affine(x)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The affine layer."""
+        return self.affine
+
     def __repr__(self) -> str:
         """One line."""
         return f"Linear({self.num_inputs}, {self.num_outputs})"
@@ -148,6 +152,10 @@ class MLP(Network):
         """The outputs at these inputs."""
         return self.layers(x)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The layers alone."""
+        return self.layers
+
     def __repr__(self) -> str:
         """One line, whatever the depth."""
         sizes = ", ".join(map(str, (self.num_inputs, *self.hidden, self.num_outputs)))
@@ -158,5 +166,9 @@ class MLP(Network):
 class _Skip(nn.Sequential):
     """Layers whose input is added to their output."""
 
-    def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B I"]:
-        return input + super().forward(input)
+    # TorchScript reads this code: no shapes in the annotations, and no call of the parent's.
+    def forward(self, input: Tensor) -> Tensor:
+        output = input
+        for layer in self:
+            output = layer(output)
+        return input + output

@@ -23,9 +23,9 @@ from inference import Resume
 from inference.checkpoint import atomic_write
 from inference.noise import derive_seed
 from inference.progress import progress_bar
-from pyro_vae.data import load
+from pyro_vae.data import load, silent
 from pyro_vae.folders import CONFIG, new_folder, unfinished
-from pyro_vae.jobs import fit_run, measure_run
+from pyro_vae.jobs import fit_run, measure_run, say_units
 from pyro_vae.run import Run, open_run
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
@@ -61,7 +61,8 @@ def run_study(study: Study, out: str | Path, *, num_jobs: int | None = None) -> 
     """
     given, out = Path(out), Path(out).resolve()
     # Once here, so that a download or a wrong name does not wait for the first cell.
-    load(**study.load_arguments)
+    dataset = load(**study.load_arguments)
+    say_units(dataset, *(cell.parts for cell in study.cells()))
     with _open(study, out):
         todo = [cell for cell in study.cells() if not (out / CELLS / cell.name / SCORED).is_file()]
         for cell in todo:
@@ -92,17 +93,19 @@ def run_cell(
             if not (folder / CONFIG).is_file():
                 state = unfinished(folder)
                 with new_folder(folder) as partial:
-                    fit_run(
-                        partial,
-                        data=data,
-                        parts=cell.parts,
-                        num_latents=cell.num_latents,
-                        engine=cell.engine,
-                        objective=cell.objective,
-                        training=cell.training,
-                        resume=Resume(state),
-                        seed=cell.seed,
-                    )
+                    # The study has described the scales of the data.
+                    with silent():
+                        fit_run(
+                            partial,
+                            data=data,
+                            parts=cell.parts,
+                            num_latents=cell.num_latents,
+                            engine=cell.engine,
+                            objective=cell.objective,
+                            training=cell.training,
+                            resume=Resume(state),
+                            seed=cell.seed,
+                        )
                 shutil.rmtree(state, ignore_errors=True)
             run = _opened(folder)
             # A seed of its own, so that the Monte Carlo errors of two cells are independent. Gaps without a record of
