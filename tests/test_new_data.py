@@ -16,7 +16,7 @@ from torch import nn
 import pyro_vae.jobs
 from inference import Training
 from inference.families import MeanField, PlanarFlow
-from pyro_vae import VAE, Linear, load, open_run
+from pyro_vae import VAE, Linear, LinearGaussian, load, open_run
 from pyro_vae.cli import main
 from pyro_vae.data import Preprocessing
 from pyro_vae.jobs import fit_run
@@ -668,3 +668,53 @@ class TestCommands:
         monkeypatch.setattr("pyro_vae.run.encode", None)
         assert main(["encode", "run", "new.csv", "--out", "new.txt"]) == 2
         assert "ends in" in capsys.readouterr().err
+
+
+class TestStandardized:
+    """A run on columns around 0 of unit spread speaks in the file's own units."""
+
+    def test_nats_and_values_have_the_units_of_the_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+        monkeypatch.setattr(pyro_vae.jobs, "_term_tracker", lambda *_, **__: None)
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 4)) + 0.3 * rng.normal(size=(60, 4))
+        table = pd.DataFrame(x * [1, 1e4, 0.01, 10] + [0, 5e5, 3, -40], columns=NAMES)
+        table.to_csv(tmp_path / "raw.csv", index=False)
+        (tmp_path / "run").mkdir()
+        run = fit_run(
+            tmp_path / "run",
+            data={"name_or_path": str(tmp_path / "raw.csv"), "standardize": True},
+            parts=Parts(
+                likelihood=options("likelihood", "gaussian-shared-scale", mask=True),
+                decoder=options("decoder", "linear"),
+                encoder=options("encoder", "linear"),
+            ),
+            num_latents=2,
+            engine="svi",
+            training=Training(epochs=3, batch_size=20),
+            seed=0,
+        )
+        # The model of the file's own values, probed.
+        with torch.no_grad():
+            p = run.vae.decode(torch.cat([torch.zeros(1, 2), torch.eye(2)]))
+            weight = (p.mean[1:] - p.mean[:1]).T.contiguous()
+            exact = LinearGaussian(weight, p.mean[0], p.variance[0].sqrt())
+        new = table.head(20).mask(rng.random((20, 4)) < 0.25)
+        raw = torch.tensor(new.to_numpy().tolist(), dtype=torch.float64)
+        found = run.score(new, num_draws=1000)
+        error = (found.log_evidence - exact.log_evidence(raw).detach()).abs()
+        assert (error < ERRORS * found.log_evidence_se + 1e-6).all()
+        filled = run.impute(new, num_importance_draws=2000)
+        mean = exact.bias.detach().numpy()
+        covariance = (weight @ weight.T + p.variance[0].diag()).numpy()
+        for n, row in enumerate(raw.numpy()):
+            m = np.isnan(row)
+            loc, spread = conditional(mean, covariance, row)
+            assert (np.abs(filled.x[n].numpy()[m] - loc) < ERRORS * filled.x_se[n].numpy()[m]).all()
+            assert (
+                np.abs(filled.sd[n].numpy()[m] - np.sqrt(np.diag(spread))) < ERRORS * filled.sd_se[n].numpy()[m]
+            ).all()
+            assert (filled.x[n].numpy()[~m] == row[~m]).all()
+        split = run.dataset.test
+        torch.testing.assert_close(run.read_rows(split).x, split.tensor())
+        assert torch.equal(run.read_rows(table.iloc[split.rows.tolist()]).x, split.tensor())
