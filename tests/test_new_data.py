@@ -364,6 +364,12 @@ class TestReading:
         with pytest.raises(ValueError, match=message):
             opened("floats").encode(array)
 
+    def test_digits_that_the_type_of_the_run_does_not_hold_are_named(self, opened):
+        table = new_table().assign(age=[16_777_217, 2**40 + 1, 5])
+        (note,) = opened("table").read_rows(table).notes
+        assert note.startswith("Whole numbers in age have more digits than torch.float32 holds")
+        assert not opened("table").read_rows(table.assign(age=[16_777_216, 2**40, 5])).notes
+
     @pytest.mark.parametrize("rows", ["1,2,3,4,\n5,6,7,8,\n", "0,1,0,2,0,3,0,4\n0,1,0,2,0,3,0,4\n", "0,2,3,4,5\n"])
     def test_rows_longer_than_their_header(self, opened, tmp_path, rows):
         (tmp_path / "new.csv").write_text(",".join(NAMES) + "\n" + rows)

@@ -218,6 +218,13 @@ class Preprocessing:
         else:
             x = wide.to(dtype) if scale == 1.0 else found.x.to(dtype) / scale
         found.require(x.isfinite() | wide.isnan(), f"a number within the range of {dtype}", "Rescale the values.")
+        if self.standardization is None and scale == 1.0:
+            rounded = (x.double() != wide) & (wide == wide.round())
+            if lossy := [name for name, lost in zip(found.columns, rounded.any(0).tolist(), strict=True) if lost]:
+                notes.append(
+                    f"Whole numbers in {_listed(lossy)} have more digits than {dtype} holds, the type of the run: they "
+                    "were rounded. A fit by --data.standardize keeps them apart."
+                )
         return replace(found, x=x, scale=factor, shift=shift, notes=(*found.notes, *notes))
 
     def _find(self, data: Any, *, key: str | None, id_column: str | None) -> NewRows:  # noqa: ANN401
