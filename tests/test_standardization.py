@@ -1,5 +1,7 @@
 """Data in their own units: the map of `load(standardize=True)`, and densities and draws that do not depend on it."""
 
+import dataclasses
+import json
 import logging
 import math
 import re
@@ -15,8 +17,12 @@ from inference import Annealing, Training, ais, elbo, fit_svi, iwae, measure_gap
 from inference.densities import densities
 from inference.families import FullCovariance, MeanField
 from inference.noise import seeded
+from pyro_vae import PCA, compare, open_run, paired_difference, plots
+from pyro_vae.cli import main
+from pyro_vae.cli.options import DataOptions
 from pyro_vae.data import Standardization, load
 from pyro_vae.engines import fit_by
+from pyro_vae.jobs import fit_run, measure_run
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,
@@ -36,7 +42,9 @@ from pyro_vae.likelihoods import (
 )
 from pyro_vae.linear import LinearGaussian, as_linear_gaussian
 from pyro_vae.networks import MLP, Linear
+from pyro_vae.parts import Parts, options
 from pyro_vae.priors import StandardNormal
+from pyro_vae.study import Study, run_study
 from pyro_vae.vae import VAE
 
 UNITS = np.array([12.0, 25_000.0, 8.0])
@@ -374,7 +382,9 @@ def test_a_fit_is_the_fit_of_standardized_rows_and_reports_raw_nats(compile):
         assert torch.allclose(getattr(fit, trace).double(), getattr(other, trace).double() - shift, atol=1e-6), trace
 
 
-@pytest.mark.parametrize("engine", ["em", "mcem", "semi-amortized"])
+@pytest.mark.parametrize(
+    "engine", ["em", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mcem", "semi-amortized"))]
+)
 def test_other_engines_report_raw_nats(engine):
     data = load(table(60), standardize=True)
     shift = data.standardization.scale.log().sum()
@@ -463,3 +473,164 @@ def test_units_of_other_data_are_refused():
         LinearGaussian(
             torch.ones(3, 1), torch.zeros(3), 1.0, standardization=Standardization(torch.zeros(4), torch.ones(4))
         )
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+PARTS = Parts(
+    likelihood=options("likelihood", "gaussian-output-scale"),
+    decoder=options("decoder", "mlp", hidden=(8,)),
+    encoder=options("encoder", "mlp", hidden=(8,)),
+)
+
+
+def fitted(folder, data, *, engine="svi", parts=PARTS):
+    folder.mkdir()
+    return fit_run(
+        folder,
+        data=data,
+        parts=parts,
+        num_latents=1,
+        engine=engine,
+        training=Training(epochs=2, batch_size=50),
+        seed=0,
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A table in its own units, with an offset whose digits single precision would lose."""
+    pd.DataFrame(table() + [0.0, 1e9, 0.0], columns=NAMES).to_csv(tmp_path / "x.csv", index=False)
+    return tmp_path / "x.csv"
+
+
+@pytest.mark.parametrize("engine", ["svi", *(pytest.param(name, marks=pytest.mark.slow) for name in ("em", "mcem"))])
+def test_a_run_keeps_its_units(tmp_path, path, engine, monkeypatch):
+    drawn, draw = {}, plots.plot_reconstructions
+
+    def watched(x, mean, *args, **kwargs):
+        drawn.update(x=x, mean=mean)
+        return draw(x, mean, *args, **kwargs)
+
+    monkeypatch.setattr(plots, "plot_reconstructions", watched)
+    data = {"name_or_path": str(path), "standardize": True}
+    parts = PARTS if engine == "svi" else dataclasses.replace(PARTS, encoder=None)
+    fitted(tmp_path / "run", data, engine=engine, parts=parts)
+    run = open_run(tmp_path / "run")
+    x = pd.read_csv(path).to_numpy()
+    assert run.config["data"]["load"]["standardize"] is True
+    assert run.config["data"]["fingerprint"] == load(path).fingerprint
+    train = x[run.dataset.train.rows]
+    for units in (run.vae.standardization, run.dataset.standardization, run.preprocessing.standardization):
+        assert np.allclose(units.location, train.mean(0), rtol=1e-14) and np.allclose(units.scale, train.std(0))
+    test = x[run.dataset.test.rows]
+    assert np.allclose(run.results["observed_data"]["x"].values, test[:100], rtol=0, atol=1e-2)
+    for group in ("posterior_predictive", "prior_predictive"):
+        means = run.results[group]["x"].values.mean((0, 1, 2))
+        assert (np.abs(means - train.mean(0)) < 3 * train.std(0)).all(), group
+    assert np.allclose(drawn["x"], test[:10], rtol=0, atol=1e-2)
+    assert (np.abs(np.asarray(drawn["mean"]) - train.mean(0)) < 9 * train.std(0)).all()
+    draws = run.vae.generate(400, seed=0).numpy()
+    assert (np.abs(draws.mean(0) - train.mean(0)) < 3 * train.std(0)).all()
+    # The model before it learned much: near the density of independent normals, in the table's own units.
+    normal = -np.log(train.std(0)).sum() - 1.5 * (1 + math.log(2 * math.pi))
+    assert abs(float(run.fit.elbo_validation[-1]) - normal) < 5
+    if engine == "svi":
+        gaps = measure_run(run, num_data=3, seed=0)
+        scores = run.score(pd.DataFrame(test[:3], columns=NAMES), num_draws=1000, seed=0)
+        assert (gaps.log_evidence - scores.log_evidence).abs().max() < 0.1
+        assert abs(float(gaps.log_evidence.mean()) - normal) < 8
+
+
+@pytest.mark.slow
+def test_an_image_with_the_largest_gap_is_drawn_in_its_own_units(tmp_path, monkeypatch):
+    x = np.random.default_rng(0).random((40, 3, 3)) * 4000 + 1000
+    np.save(tmp_path / "x.npy", x)
+    run = fitted(
+        tmp_path / "run",
+        {"name_or_path": str(tmp_path / "x.npy"), "standardize": True},
+        parts=dataclasses.replace(PARTS, likelihood=options("likelihood", "gaussian-shared-scale")),
+    )
+    seen, draw = {}, plots.plot_worst
+
+    def watched(gaps, x, *args, means, **kwargs):
+        seen.update(x=x, **means)
+        return draw(gaps, x, *args, means=means, **kwargs)
+
+    monkeypatch.setattr(plots, "plot_worst", watched)
+    measure_run(run, num_data=3)
+    assert np.allclose(seen["x"], x.reshape(40, -1)[run.dataset.test.rows[:3]], rtol=1e-6)
+    assert bool((seen["from the encoder"] > 500).all())
+
+
+def test_a_run_without_units_opens_as_before(tmp_path, path):
+    fitted(tmp_path / "run", {"name_or_path": str(path)})
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["data"]["load"].pop("standardize", None)
+    config["data"].pop("preprocessing", None)
+    file.write_text(json.dumps(config))
+    run = open_run(tmp_path / "run")
+    assert run.vae.standardization is None and run.dataset.standardization is None
+    assert not [name for name in run.vae.state_dict() if name.startswith("units")]
+
+
+@pytest.mark.parametrize("likelihood", [None, "binomial", "beta", "bernoulli", "discretized-logistic"])
+def test_a_fit_refuses_other_likelihoods_before_it_starts(tmp_path, path, likelihood):
+    parts = dataclasses.replace(PARTS, likelihood=None if likelihood is None else options("likelihood", likelihood))
+    with pytest.raises(ValueError, match=r"likelihood: expected one of real numbers.*gaussian-output-scale"):
+        fitted(tmp_path / "run", {"name_or_path": str(path), "standardize": True}, parts=parts)
+
+
+def test_whole_numbers_are_described_where_the_likelihood_is_real(tmp_path, said):
+    pd.DataFrame(table().round().astype(int), columns=NAMES).to_csv(tmp_path / "x.csv", index=False)
+    fitted(tmp_path / "run", {"name_or_path": str(tmp_path / "x.csv")})
+    assert len([line for line in said() if "'income'" in line and "--data.standardize" in line]) == 1
+    assert not [line for line in said() if "'income'" in line and "differ" not in line]
+
+
+def test_compare_reports_the_units_of_the_table(path, said):
+    options = {"training": Training(epochs=3), "hidden": (4,), "num_data": 20, "seed": 0}
+    raw, ours = (compare(load(path, standardize=choice), 2, **options) for choice in (False, True))
+    assert len([line for line in said() if "differ by a factor" in line]) == 1
+    # With one dimension of noise its scale is free, so that probabilistic PCA is the same model in any units.
+    assert torch.allclose(ours["pPCA"].log_p.value, raw["pPCA"].log_p.value, atol=0.1)
+    data = load(path, standardize=True)
+    pca = PCA.fit(data.train.tensor(), 2)
+    x = data.standardization.invert(data.test.tensor()[:20])
+    error = (x - data.standardization.invert(pca.reconstruct(data.test.tensor()[:20]))).square().mean(-1)
+    assert torch.allclose(ours["PCA"].squared_error, error, rtol=1e-6)
+    # The same data: their scores compare.
+    assert paired_difference(ours.scored("pPCA"), raw.scored("pPCA"))["mean"] == pytest.approx(0.0, abs=0.1)
+
+
+def test_the_command_line_asks_for_it(tmp_path, path, capsys):
+    assert DataOptions(name="x.csv", standardize=True).words() == ["--data", "x.csv", "--data.standardize"]
+    words = ["fit", "--out", str(tmp_path / "run"), "--data", str(path), "--data.standardize", "--num-latents", "1"]
+    words += ["--training.epochs", "1", "decoder:mlp", "--decoder.hidden", "4", "encoder:mlp", "--encoder.hidden", "4"]
+    assert main([*words, "likelihood:gaussian-output-scale"]) == 0
+    assert "standardize them" not in capsys.readouterr().err.lower()
+    assert main(["fit", "--config", str(tmp_path / "run"), "--out", str(tmp_path / "again")]) == 0
+    assert open_run(tmp_path / "again").vae.standardization is not None
+    assert main([*words[:2], str(tmp_path / "no"), *words[3:], "likelihood:poisson"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "no").exists()
+
+
+def test_a_study_describes_scales_once(tmp_path, said, monkeypatch):
+    table_of = {"float": table(), "whole": table().round().astype(int)}
+    study = {"axes": {"seed": [0, 1]}, "parts": {"likelihood": "gaussian-output-scale"}, "training": {"epochs": 1}}
+    begun = []
+
+    def refuse(folder, *, data, **_):
+        begun.append(load(**data).standardization)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("pyro_vae.study.running.fit_run", refuse)
+    for number, (name, x) in enumerate(table_of.items(), 1):
+        pd.DataFrame(x, columns=NAMES).to_csv(tmp_path / f"{name}.csv", index=False)
+        data = {"name_or_path": str(tmp_path / f"{name}.csv")}
+        run_study(Study(data=data, **study), tmp_path / name)
+        assert len([line for line in said() if "differ by a factor" in line]) == number
+        run_study(Study(data={**data, "standardize": True}, **study), tmp_path / f"{name}-standardized")
+        assert len([line for line in said() if "differ by a factor" in line]) == number
+    assert [units is not None for units in begun] == 2 * [False, False, True, True]
