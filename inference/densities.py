@@ -7,6 +7,7 @@ to one datapoint, so these keep the plate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,7 +25,7 @@ from torch.distributions import Distribution
 
 from inference.batches import require_rows
 from inference.counts import require_count
-from inference.families import from_noise, noise_size
+from inference.families import from_noise
 from inference.isolation import private_store, require_program, running
 from inference.noise import own_random_state
 
@@ -42,8 +43,8 @@ __all__ = [
     "observed_log_prob",
     "prior_alone",
     "require_observed",
-    "require_rowwise",
     "sample_sites",
+    "site_log_probs",
     "speaks",
     "weights_from_noise",
 ]
@@ -75,12 +76,37 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
     Raises:
         ValueError: the model breaks the contract; the message names the site.
     """
+    terms = site_log_probs(model, x, z, site=site)
+    log_prior = terms.pop(site)
+    log_likelihood = torch.zeros_like(log_prior)
+    for log_prob in terms.values():
+        log_likelihood = log_likelihood + log_prob
+    return Densities(log_prior, log_likelihood)
+
+
+def site_log_probs(
+    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "*S B D"], *, site: str
+) -> dict[str, Float[Tensor, "*S B"]]:
+    """The log density of the latent site and of every observed one, at each datapoint and particle.
+
+    Args:
+        model: Pyro model.
+        x: (B, P) datapoints.
+        z: (S, B, D) particles; or (B, D), which run without a particle dimension.
+        site: name of the latent site.
+
+    Raises:
+        ValueError: the model breaks the contract; the message names the site.
+    """
     require_program(model)
-    with pyro.plate("_particles", z.shape[0], dim=-2), _RefuseGlobal(site):
+    with ExitStack() as stack:
+        if z.dim() == 3:
+            stack.enter_context(pyro.plate("_particles", z.shape[0], dim=-2))
+        stack.enter_context(_RefuseGlobal(site))
         trace = _trace(poutine.condition(model, {site: z}), x)
     if site not in sample_sites(trace):
         raise ValueError(_no_such_site("model", site, sample_sites(trace)))
-    shape = torch.Size(z.shape[:2])
+    shape = torch.Size(z.shape[:-1])
     sites = sample_sites(trace)
     for name, node in sites.items():
         if name != site and not node["is_observed"]:
@@ -90,18 +116,14 @@ def densities(model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "S B D"]
                 "vector), or make it a parameter."
             )
     event_shape = tuple(sites[site]["fn"].event_shape)
-    if event_shape != tuple(z.shape[2:]):
+    if event_shape != tuple(z.shape[-1:]):
         raise ValueError(
-            f"site '{site}': expected event shape {tuple(z.shape[2:])}, that of the particles; got {event_shape}. "
+            f"site '{site}': expected event shape {tuple(z.shape[-1:])}, that of the particles; got {event_shape}. "
             f"{_ADVICE}"
         )
-    log_prior = _site_log_prob(sites.pop(site), site, shape)
-    if not sites:
+    if len(sites) == 1:
         raise ValueError(_nothing_observed(site))
-    log_likelihood = torch.zeros_like(log_prior)
-    for name, node in sites.items():
-        log_likelihood = log_likelihood + _site_log_prob(node, name, shape)
-    return Densities(log_prior, log_likelihood)
+    return {name: _site_log_prob(node, name, shape) for name, node in sites.items()}
 
 
 def log_joint(
@@ -254,54 +276,6 @@ def observed_log_prob(model: Program, x: Float[Tensor, "B P"]) -> Float[Tensor, 
     )
 
 
-def require_rowwise(
-    model: Program, x: Float[Tensor, "B P"], z: Float[Tensor, "B D"], *, site: str, guide: Program | None = None
-) -> None:
-    """Refuse a program in which one datapoint's density depends on the others in its batch.
-
-    Args:
-        model: Pyro model.
-        x: (B, P) a few datapoints.
-        z: (B, D) a latent vector for each.
-        site: name of the latent site.
-        guide: Pyro guide, checked too where given.
-
-    Raises:
-        ValueError: the numbers at the first datapoint change with its company.
-    """
-    if len(x) < 2:
-        return
-
-    def at_first(rows: Tensor) -> dict[str, Tensor]:
-        values = {"model": densities(model, x[rows], z[None, rows], site=site).log_joint[0, 0]}
-        if guide is not None:
-            values["guide"] = _describe_row(guide_distribution(guide, x[rows], site=site)[1], z[rows])
-        return values
-
-    # Among copies of itself, and not alone: of a single row torch's batch norm says only that it cannot be normalised.
-    alone = at_first(torch.zeros(len(x) + 1, dtype=torch.long, device=x.device))
-    together = at_first(torch.arange(len(x), device=x.device))
-    for name, value in alone.items():
-        tolerance = 1e-6 if value.dtype == torch.float64 else 1e-3
-        if not torch.allclose(value, together[name], rtol=tolerance, atol=tolerance, equal_nan=True):
-            raise ValueError(
-                f"{name}: the log density of datapoint 0 is {value:.6g} among copies of itself and "
-                f"{together[name]:.6g} in a batch of {len(x)} datapoints: expected it not to depend on the other rows. "
-                "Replace normalisation over the batch (batch norm in training mode, or without running statistics) by "
-                "layer norm."
-            )
-
-
-def _describe_row(q: Distribution, z: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """A number that tells q's first member from others: its log density at z, or of a draw together with the draw."""
-    try:
-        return q.log_prob(z)[0]
-    except NotImplementedError:
-        noise = torch.linspace(-1, 1, noise_size(q), dtype=z.dtype, device=z.device)
-        draw, log_q = from_noise(q, noise.expand(1, len(z), -1))
-        return log_q[0, 0] + draw[0, 0].sum()
-
-
 def _trace(program: Program, x: Tensor) -> poutine.Trace:
     try:
         with running(program, x):
@@ -310,6 +284,12 @@ def _trace(program: Program, x: Tensor) -> poutine.Trace:
         # Pyro has put the shapes of the trace so far under it.
         raise ValueError(str(error).splitlines()[0]) from None
     except ValueError as error:
+        if str(error).startswith("Expected more than 1 value per channel"):
+            # Torch's words for batch norm on one row.
+            raise ValueError(
+                f"data: expected more than one row for a program that normalises over the batch; got {len(x)} "
+                f"({str(error).splitlines()[0]}). Call .eval() on its batch norm, or replace that by LayerNorm."
+            ) from error
         # Where sizes differ, Pyro itself refuses a site that does not fit its plate, and shows the trace but no remedy.
         if "inside plate(" not in str(error):
             raise

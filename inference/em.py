@@ -27,7 +27,7 @@ from inference.refusals import require_data_fit, require_last_batch, unmoved
 from inference.results import Fit
 from inference.resuming import Resume
 from inference.rows import room_for_rows
-from inference.scoring import require_contract, require_readable
+from inference.scoring import require_contract, require_guide, require_readable
 from inference.semi_amortized import EncoderGradient, SemiAmortized, require_encoder
 from inference.table import FIRST_STEPS, HeldOut, Table, pairs_of_noise, passes
 from inference.training import Training, blame_site, device_for, optimise, require_one_shard, require_valid
@@ -156,6 +156,8 @@ def fit_em(
         with eval_mode(model, guide), start.first_runs(model, guide if semi_amortized else None, first):
             require_readable(model, first, index)
             require_contract(objective, first, index, seed=seed)
+            if semi_amortized and guide is not None:
+                require_guide(guide, first, site=site)
             leaves = trainable(model, *([guide] if semi_amortized and guide is not None else []), x=first)
         # A model may hold them too, as one whose prior is made from the guide does.
         known = {id(leaf) for leaf in leaves.values()}

@@ -21,11 +21,11 @@ from inference.densities import (
     latent_prior,
     observed_log_prob,
     require_observed,
-    require_rowwise,
 )
 from inference.devices import send
 from inference.families import Family, from_noise, noise_size
 from inference.guides import Local
+from inference.independence import require_rowwise
 from inference.isolation import eval_mode, running
 from inference.memory import VALUES_AT_ONCE, draws_for
 from inference.noise import BLOCK, derive_seed, like, measured, normal_noise, own_random_state, seeded
@@ -296,10 +296,10 @@ def require_contract(objective: LocalLoss, x: Tensor, index: Tensor, *, seed: in
     """Run the model once on all of `x`, under validation, and refuse what would make a measurement wrong."""
     family = objective.family
     _require_fit(objective.model, x, family.num_latents, family.support, what=repr(family), site=objective.site)
-    noise = normal_noise(seed, "contract", index, (1, family.num_noise), like=like(x))
+    noise = normal_noise(seed, "contract", index, (3, family.num_noise), like=like(x))
     z, _ = from_noise(family(family.initial_params(len(x), like=like(x))), noise)
-    densities(objective.model, x, z, site=objective.site)
-    require_rowwise(objective.model, x[:4], z[0, :4], site=objective.site)
+    densities(objective.model, x, z[:1], site=objective.site)
+    require_rowwise(objective.model, x, z, site=objective.site)
 
 
 @torch.no_grad()
@@ -317,7 +317,17 @@ def require_sound(
             "this batch. Look for parameters that are not finite, and for data far from those it was fitted to."
         )
     densities(model, x, z.unsqueeze(0), site=site)
-    require_rowwise(model, x[:4], z[:4], site=site, guide=None if isinstance(guide, Local) else guide)
+    with own_random_state():
+        more = q.sample((2,))
+    particles = torch.cat([z.unsqueeze(0), more])
+    require_rowwise(model, x, particles, site=site, guide=None if isinstance(guide, Local) else guide)
+
+
+@torch.no_grad()
+def require_guide(guide: Callable[..., Any], x: Tensor, *, site: str) -> None:
+    """Refuse a guide in which a row depends on those beside it."""
+    with own_random_state():
+        require_rowwise(None, x, guide_distribution(guide, x, site=site)[1].sample((3,)), site=site, guide=guide)
 
 
 def _require_fit(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from inference.batches import Data, fetch, require_data
 from inference.compiled import worthwhile
-from inference.densities import is_factor, is_unscaled, log_weights
+from inference.densities import guide_distribution, is_factor, is_unscaled, log_weights, sample_sites
 from inference.given import conditioned
 from inference.globals import find_globals, require_scalable, values_of, whole_data
+from inference.independence import require_rowwise
 from inference.initial import fit_store, require_init_params
 from inference.isolation import InitParams, eval_mode, modules_of, sharing_guide, trainable
 from inference.noise import derive_seed, own_random_state, resolve_seed, seeded
@@ -226,6 +227,18 @@ def fit_svi(
             held_out=held_out,
             device=device,
         )
+        with seeded(derive_seed(seed, "contract")), eval_mode(model, guide):
+            pair = (true_model, true_guide)
+            if found.names:
+                draw = values_of(guide, first, found.names)
+                pair = (conditioned(true_model, draw), conditioned(true_guide, draw))
+            if isinstance(loss, Loss) or validation is not None:
+                site = _require_rowwise(*pair, first)
+                if isinstance(objective, AmortizedLoss):
+                    objective.look_at(first, site=site)
+            elif measured_apart or (num_data is None and _runs_particles_at_once(loss, *pair, first)):
+                # A sum over the minibatch: its rows may depend on each other, but not on the particle dimension.
+                _require_rowwise(*pair, first, company=False)
 
         fit = optimise(
             objective,
@@ -257,6 +270,23 @@ class _Unscaled(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = 1.0
+
+
+def _runs_particles_at_once(loss: ELBO, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> bool:
+    """Whether a Pyro loss adds a particle dimension to programs with one latent site, which can be checked."""
+    if loss.num_particles == 1 or not loss.vectorize_particles:
+        return False
+    with own_random_state(), poutine.block(), eval_mode(model, guide):
+        traces = [poutine.trace(program).get_trace(x) for program in (model, guide)]
+    return all(sum(not node["is_observed"] for node in sample_sites(trace).values()) == 1 for trace in traces)
+
+
+@torch.no_grad()
+def _require_rowwise(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *, company: bool = True) -> str:
+    """The latent site; refuse a pair whose log weights are not each datapoint's own, where the run reads them off."""
+    site, q = guide_distribution(guide, x)
+    require_rowwise(model, x, q.sample((3,)), site=site, guide=guide, company=company)
+    return site
 
 
 def _freeze(

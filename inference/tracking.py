@@ -19,6 +19,7 @@ from inference.isolation import device_of, eval_mode, frozen, private_store
 from inference.noise import derive_seed, resolve_seed, seeded
 from inference.processes import alone
 from inference.results import Evidence, Gaps
+from inference.scoring import require_sound
 from inference.search import Search
 from inference.training import LoopState, Training
 
@@ -240,7 +241,10 @@ class TermTracker:
         device = device_of(self.model, self.guide)
         with frozen(self.model, self.guide), torch.no_grad():
             for rows in self.data.values():
-                self._terms(fetch(rows, torch.arange(min(len(rows), 4)), device=device), device)
+                x = fetch(rows, torch.arange(min(len(rows), 8)), device=device)
+                site, q = guide_distribution(self.guide, x)
+                require_sound(self.model, self.guide, q, x, site=site)
+                self._terms(x, device)
 
     def __call__(self, state: LoopState) -> None:
         """Measure, where it is time."""

@@ -15,12 +15,10 @@ from inference.densities import (
     latent_prior,
     log_joint,
     log_weights,
-    require_rowwise,
     weights_from_noise,
 )
 from inference.families import FullCovariance, MeanField
 from inference.guides import Amortized, Local
-from inference.isolation import eval_mode
 from inference.noise import seeded
 
 D, P, B, S = 2, 3, 5, 7
@@ -424,75 +422,6 @@ def test_guides_that_break_the_contract(guide, site, message, x):
 
 
 # One datapoint must not depend on another -----------------------------------------------------------------------------
-
-
-def normalising_model(norm):
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
-            mean = norm(z.reshape(-1, D)).reshape(z.shape).sum(-1, keepdim=True)
-            pyro.sample("x", dist.Normal(mean, 1.0).expand([*z.shape[:-1], P]).to_event(1), obs=x)
-
-    return model
-
-
-def normalising_guide(norm):
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(norm(x)[:, :D], 1.0).to_event(1))
-
-    return guide
-
-
-def without_statistics(size):
-    return nn.BatchNorm1d(size, track_running_stats=False)
-
-
-def training_mode(size):
-    return nn.BatchNorm1d(size)
-
-
-def evaluation_mode(size):
-    return nn.BatchNorm1d(size).eval()
-
-
-def layer_norm(size):
-    return nn.LayerNorm(size)
-
-
-@pytest.mark.parametrize("num_rows", [2, 5])
-@pytest.mark.parametrize("norm", [without_statistics, training_mode], ids=lambda f: f.__name__)
-def test_a_row_that_depends_on_the_others_is_refused(norm, num_rows, x, z):
-    with pytest.raises(ValueError, match="model: the log density of datapoint 0 .* layer norm"):
-        require_rowwise(normalising_model(norm(D)), x[:num_rows], z[0, :num_rows], site="z")
-    plain = normalising_model(layer_norm(D))
-    with pytest.raises(ValueError, match="guide: the log density of datapoint 0 .* layer norm"):
-        require_rowwise(plain, x[:num_rows], z[0, :num_rows], site="z", guide=normalising_guide(norm(P)))
-
-
-@pytest.mark.parametrize("norm", [evaluation_mode, layer_norm], ids=lambda f: f.__name__)
-def test_a_row_that_depends_on_itself_is_taken(norm, x, z):
-    require_rowwise(normalising_model(norm(D)), x, z[0], site="z", guide=normalising_guide(norm(P)))
-    require_rowwise(normalising_model(without_statistics(D)), x[:1], z[0, :1], site="z")  # nobody to depend on
-
-
-def test_batch_norm_in_training_is_taken_in_eval_mode(x, z):
-    model, guide = normalising_model(training_mode(D)), normalising_guide(training_mode(P))
-    with eval_mode(model, guide):
-        require_rowwise(model, x, z[0], site="z", guide=guide)
-
-
-def test_float32_rounding_is_no_dependence(x, z):
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
-            # As large as what TF32, or a long float32 sum in another order, does to a log density.
-            mean = z.sum(-1, keepdim=True) * (1 + 1e-4 * len(x))
-            pyro.sample("x", dist.Normal(mean, 1.0).expand([*z.shape[:-1], P]).to_event(1), obs=x)
-
-    require_rowwise(model, x.float(), z[0].float(), site="z")
-    with pytest.raises(ValueError, match="expected it not to depend on the other rows"):
-        require_rowwise(model, x, z[0], site="z")
 
 
 def test_a_constrained_parameter_stays_differentiable(x, z):

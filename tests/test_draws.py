@@ -196,7 +196,7 @@ class TestSites:
         def model(x):
             with pyro.plate("data", len(x), dim=-1):
                 z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-                with pyro.poutine.mask(mask=torch.arange(len(x)) != 0):
+                with pyro.poutine.mask(mask=x[:, 0] != X[0, 0]):
                     pyro.sample(
                         "x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([*z.shape[:-1], 3]).to_event(1), obs=x
                     )

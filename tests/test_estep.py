@@ -243,7 +243,7 @@ class OverTheBatch(torch.nn.Module):
         pytest.param({"data": torch.zeros(4, 2, 10)}, r"data: .*\(1, 2, 10\)", id="image"),
         pytest.param({"data": torch.full((4, 20), torch.inf)}, "datapoint 0 holds NaN or infinity", id="infinite data"),
         pytest.param({"data": Resampling()}, "refine needs a fixed x.*fix", id="resampling data"),
-        pytest.param({"model": OverTheBatch}, "depend on the other rows", id="batch statistics"),
+        pytest.param({"model": OverTheBatch}, "own row alone", id="batch statistics"),
     ],
 )
 def test_bad_input(oracle, change, message):

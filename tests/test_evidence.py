@@ -238,10 +238,10 @@ CASES = {
         "datapoint 2",
     ),
     "elbo: site": (lambda: elbo(small(), guide(), X, site="w"), "site 'w'.*'z'"),
-    "elbo: batch model": (lambda: elbo(over_the_batch, guide(), X), "model: .*depend on the other rows"),
+    "elbo: batch model": (lambda: elbo(over_the_batch, guide(), X), "site 'x' of the model: .*own row alone"),
     "elbo: batch guide": (
         lambda: elbo(small(), Amortized(MeanField(2), OverTheBatch()), X),
-        "guide: .*depend on the other rows",
+        "site 'z' of the guide: .*own row alone",
     ),
     "elbo: rows": (lambda: elbo(small(), Local(MeanField(2), torch.zeros(9, 4)), X), "one row a datapoint, 4; got 9"),
     "iwae: few draws": (lambda: iwae(small(), guide(), X, num_draws=10), "num_draws: .*at least 50.*got 10"),
@@ -249,13 +249,13 @@ CASES = {
     "iwae: rows": (lambda: iwae(small(), Local(MeanField(2), torch.zeros(3, 4)), X), "one row a datapoint, 4; got 3"),
     "iwae: batch guide": (
         lambda: iwae(small(), Amortized(MeanField(2), OverTheBatch()), X),
-        "guide: .*depend on the other rows",
+        "site 'z' of the guide: .*own row alone",
     ),
     "Defensive: narrow": (lambda: Defensive(widen=0.0), "widen: .*got 0.0"),
     "Defensive: all prior": (lambda: Defensive(prior_weight=1.0), "prior_weight: .*got 1.0"),
     "quadrature: 3-D": (lambda: quadrature(small(3), X), "1 or 2 latent dimensions; got 3"),
     "quadrature: coarse": (lambda: quadrature(small(1), X, max_points=200), "not stable.*200"),
-    "quadrature: batch": (lambda: quadrature(over_the_batch, X), "depend on the other rows"),
+    "quadrature: batch": (lambda: quadrature(over_the_batch, X), "own row alone"),
     "quadrature: resampling": (lambda: quadrature(small(), Resampling()), "quadrature needs a fixed x"),
 }
 

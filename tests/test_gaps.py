@@ -359,7 +359,7 @@ CASES = {
     "family not normal": ({"guide": heavy_tailed_guide}, "cannot be read off.*family="),
     "family of another size": ({"family": MeanField(4)}, r"MeanField\(4\).*event shape"),
     "guide of another size": ({"guide": Amortized(MeanField(4), torch.nn.Linear(20, 8))}, "num_latents = 5"),
-    "batch statistics": ({"guide": Amortized(MeanField(5), OverTheBatch())}, "guide: .*depend on the other rows"),
+    "batch statistics": ({"guide": Amortized(MeanField(5), OverTheBatch())}, "site 'z' of the guide: .*own row alone"),
     "two sites": ({"guide": two_sites}, "one latent site"),
     "no event dimension": ({"guide": no_event}, "site 'z'"),
     "unknown site": ({"site": "w"}, "site 'w'"),

@@ -52,7 +52,8 @@ def sbc(
     Args:
         model: Pyro model, one that can be simulated (see `simulate`).
         guide: Pyro guide from x to z: `Amortized`, or written by hand.
-        data_like: (N', P) data of the kind that the model is for; only shape and dtype are used.
+        data_like: (N', P) data of the kind that the model is for. Of the columns that the model observes only shape and
+            dtype are used; those that it is given are kept.
         num_simulations: N, pairs (z, x) drawn from the model.
         num_draws: L, draws of the guide at each x.
         site: name of the latent site; read off the guide by default.

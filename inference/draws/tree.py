@@ -24,6 +24,7 @@ from inference.counts import require_count, require_kind
 from inference.densities import densities, guide_distribution
 from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
+from inference.independence import require_rowwise
 from inference.isolation import eval_mode, modules_of, private_store, require_finite_parameters
 from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
 from inference.progress import track
@@ -271,11 +272,13 @@ def _sample_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 def _layout(model: Program, guide: Program, data: Data, site: str | None, device: torch.device | None) -> _Layout:
     """Read sites and shapes off one trace of two draws; `guide_distribution` and `densities` check the contract."""
-    index = torch.arange(min(2, len(data)))
+    index = torch.arange(min(8, len(data)))
     x = fetch(data, index, device=device)
     site, q = guide_distribution(_guide_at(guide, index), x, site=site)
-    z = q.sample((2,))
+    z = q.sample((3,))
     densities(model, x, z, site=site)
+    require_rowwise(model, x, z, site=site, guide=None if hasattr(guide, "rows") else guide)
+    x, z = x[:2], z[:2, :2]
     nodes = _sample_sites(_trace(poutine.condition(model, {site: z}), x, 2))
     # `pyro.deterministic` and `pyro.factor` are observed sites to Pyro, but nobody observed them.
     observed = {

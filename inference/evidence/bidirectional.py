@@ -51,7 +51,7 @@ def bdmc(
     tail index of importance weights are measured on both.
 
     Args:
-        model: Pyro model with one observed site.
+        model: Pyro model, one that can be simulated (see `simulate`).
         data: (N', P) real data.
         start: where chains start: None, the prior; an amortized guide; or a family, whose best member is searched for
             each simulated datapoint.

@@ -15,8 +15,9 @@ from inference import scoring
 from inference.batches import Data, require_fixed
 from inference.chunked import over_chunks
 from inference.counts import require_count
-from inference.densities import densities, latent_prior, require_rowwise
+from inference.densities import densities, latent_prior
 from inference.given import Given, over_draws
+from inference.independence import require_rowwise
 from inference.isolation import device_of, frozen
 from inference.memory import draws_for
 from inference.noise import like, seeded
@@ -83,7 +84,7 @@ def quadrature(
             )
         draws = prior.sample((1000,))
         densities(model, x, draws[:1], site=site)
-        require_rowwise(model, x[:4], draws[0, :4], site=site)
+        require_rowwise(model, x, draws[:3], site=site)
         onto = bijection(prior.support)
         return {"value": _integrate(model, x, draws, onto, site=site, tol=tol, max_points=max_points)}
 

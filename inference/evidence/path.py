@@ -230,7 +230,7 @@ def path_at(
     """The path of a chunk of datapoints, after a look at whether the program keeps its contract."""
     target = Target.of(model, x, site)
     if start is None:
-        z = prior_draws(model, x, index, 1, site=site, seed=seed, stage="ais/contract")
+        z = prior_draws(model, x, index, 3, site=site, seed=seed, stage="ais/contract")
         target.check(target.unconstrain(z))
         return Path(target, index, None, annealing)
     _, q = guide_distribution(guide_of(start, index, num_data=num_data), x, site=site)

@@ -355,7 +355,7 @@ def _start(
             require_sound(model, part, q, x, site=site)
             z = q.sample((num_chains,))
         u = target.unconstrain(z)
-        target.check(u[:1])
+        target.check(u[:3])
         parts.append(u)
     return torch.cat(parts, dim=1)
 

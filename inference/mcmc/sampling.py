@@ -180,7 +180,7 @@ def _start(
         noise = normal_noise(seed, "sample_posterior/start", index, (num_points, loc.shape[-1]), like=loc)
         points = loc + WIDEN * (tril @ noise.movedim(0, -1)).movedim(-1, 0)
         start = Start(points, tril.square().sum(-1).sqrt())
-    target.check(start.points[:1])
+    target.check(start.points[:3])
     return start
 
 

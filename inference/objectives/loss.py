@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from inference.counts import require_count
 from inference.densities import Densities, densities, prior_alone
 from inference.families import from_noise
-from inference.simulation import draw_pairs
+from inference.simulation import Layout, draw_pairs, read_layout
 
 __all__ = ["Joint", "Loss", "along_path", "log_prob_at", "surrogate"]
 
@@ -26,11 +26,13 @@ class Joint:
         model: Pyro model.
         x: (B, P) datapoints.
         site: name of the latent site.
+        layout: where the observed sites stand in x; looked for where it is asked for and not given.
     """
 
     model: Callable[..., Any]
     x: Float[Tensor, "B P"]
     site: str
+    layout: Layout | None = None
 
     def __call__(self, z: Float[Tensor, "S B D"]) -> Densities:
         """The two terms of log p(x, z), each (S, B)."""
@@ -42,7 +44,8 @@ class Joint:
 
     def simulate(self) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B P"]]:
         """As many pairs (z, x) drawn from the model as there are datapoints."""
-        return draw_pairs(self.model, self.x, site=self.site)
+        layout = self.layout or read_layout(self.model, self.x, site=self.site)
+        return draw_pairs(self.model, self.x, layout, site=self.site)
 
 
 @dataclass(frozen=True)

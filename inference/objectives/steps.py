@@ -23,6 +23,7 @@ from inference.noise import like
 from inference.objectives.elbo import PathwiseELBO, StickingTheLanding
 from inference.objectives.loss import Joint, Loss, log_prob_at, surrogate
 from inference.objectives.wake_sleep import WakeSleep
+from inference.simulation import Layout, read_layout
 
 __all__ = ["AmortizedELBO", "AmortizedLoss", "LocalLoss", "Objective"]
 
@@ -161,11 +162,25 @@ class AmortizedLoss(Objective):
         self.model = model
         self.guide = guide
         self.loss = loss
+        self.layout: Layout | None = None
+
+    def look_at(self, x: Float[Tensor, "B P"], *, site: str) -> None:
+        """Find out, where the loss simulates x, what the model observes.
+
+        Args:
+            x: (B, P) a minibatch.
+            site: name of the latent site.
+
+        Raises:
+            ValueError: the model cannot be simulated.
+        """
+        if isinstance(self.loss, WakeSleep) and self.loss.insomnia < 1:
+            self.layout = read_layout(self.model, x, site=site)
 
     def forward(self, x: Float[Tensor, "B P"]) -> Float[Tensor, ""]:
         """The mean loss of a minibatch on noise from torch's global generator, nats per datapoint."""
         site, q = guide_distribution(self.guide, x)
-        log_p = Joint(self.model, x, site)
+        log_p = Joint(self.model, x, site, self.layout)
         shape = (self.loss.num_particles, len(x), noise_size(q))
         noise = torch.randn(shape, dtype=like(x).dtype, device=x.device)
         loss = self.loss(log_p, q, noise, kl_weight=self.kl_weight)
