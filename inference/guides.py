@@ -73,11 +73,17 @@ class Amortized(nn.Module):
 
         Raises:
             TypeError: `x` is no tensor.
-            ValueError: the encoder returned something else than (B, K), or takes data of another width or type.
+            ValueError: x has no batch dimension, the encoder returned something else than (B, K), or takes data of
+                another width or type.
         """
         # An unobserved value reaches the encoder as 0: what it learns from it is up to training.
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor (B, P); got {type(x).__name__}. Try torch.as_tensor.")
+        if x.dim() < 2:
+            raise ValueError(
+                f"x: expected shape (B, P), one row a datapoint; got {tuple(x.shape)}. Add the batch dimension: "
+                "x[0:1] in place of x[0], or x[None]."
+            )
         with running(self.encoder, x):
             params = self.encoder(torch.where(x.isnan(), 0, x))
         expected = (len(x), self.family.num_params)

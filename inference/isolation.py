@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
+from inference.exclusive import exclusively
 from inference.noise import own_random_state
 
 __all__ = [
@@ -127,6 +128,7 @@ def sharing_guide(*programs: Callable[..., Any] | None) -> list[SharesGuide]:
 
 
 @contextmanager
+@exclusively
 def eval_mode(*programs: Callable[..., Any] | None) -> Iterator[None]:
     """Put every module the programs reach into `eval()` inside; restore each submodule's own mode after."""
     modes = {module: module.training for root in modules_of(*programs) for module in root.modules()}
@@ -140,6 +142,7 @@ def eval_mode(*programs: Callable[..., Any] | None) -> Iterator[None]:
 
 
 @contextmanager
+@exclusively
 def private_store(
     *programs: Callable[..., Any] | None, keep: bool = False, init_params: InitParams = "store"
 ) -> Iterator[StateDict]:
@@ -346,6 +349,7 @@ def _misfit(program: Callable[..., Any], x: Tensor) -> str | None:
 
 
 @contextmanager
+@exclusively
 def frozen(*programs: Callable[..., Any] | None) -> Iterator[None]:
     """What E-steps and measurements run inside: eval mode, a private parameter store, a random state of their own.
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.devices import send
+from inference.exclusive import exclusive
 
 BLOCK = 64
 
@@ -43,7 +44,7 @@ def derive_seed(seed: int, *keys: int | str) -> int:
 @contextmanager
 def own_random_state() -> Iterator[None]:
     """Leave torch's global generators as they were, whatever is drawn inside."""
-    with torch.random.fork_rng(devices=_devices()):
+    with exclusive(), torch.random.fork_rng(devices=_devices()):
         yield
 
 

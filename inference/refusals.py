@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference.batches import Data, fetch
 from inference.densities import in_data_plate, is_factor, mask_of, sample_sites, speaks
+from inference.exclusive import exclusively
 from inference.isolation import eval_mode, modules_of, running
 from inference.noise import own_random_state, random_states, set_random_states
 from inference.objectives import Objective
@@ -110,6 +111,7 @@ def refuse_early(
 
 
 @contextmanager
+@exclusively
 def unmoved(*programs: Program | None) -> Iterator[None]:
     """Leave the random states, and the buffers of the programs' modules, as they were."""
     states = random_states()

@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from inference.batches import require_rows
 from inference.counts import require_kind
+from inference.exclusive import exclusive
 from inference.families import Family, loc_and_tril
 from inference.guides import Amortized, unique_name
 from inference.isolation import eval_mode, running
@@ -162,9 +163,7 @@ class VAE(nn.Module):
             TypeError: `x` is no tensor.
             ValueError: `x` is no (B, P) tensor or outside the support, or the decoder's outputs do not fit P.
         """
-        if isinstance(x, Tensor) and x.dim() != 2:
-            raise ValueError(f"x: expected shape (B, P), one row a datapoint; got {tuple(x.shape)}. {_reshape_hint(x)}")
-        require_rows(x)
+        _require_rows(x)
         if dist.is_validation_enabled():
             self.likelihood.check(x)
         name = unique_name(self)
@@ -222,7 +221,8 @@ class VAE(nn.Module):
             p(x | z): batch shape `*B`, event shape (P,). Its x is `in_data_units(rows)` where the data are
             standardized.
         """
-        p = self.likelihood(self.decoder_output(z))
+        with exclusive():
+            p = self.likelihood(self.decoder_output(z))
         return p if self.units is None else InDataUnits(p, self.units, mask=self.likelihood.mask)
 
     def encode(self, x: Float[Tensor, "B P"]) -> Distribution:
@@ -235,7 +235,8 @@ class VAE(nn.Module):
             q(z | x): batch shape (B,), event shape (D,).
 
         Raises:
-            ValueError: the VAE has no encoder.
+            TypeError: `x` is no tensor.
+            ValueError: the VAE has no encoder, or x is no (B, P) tensor.
         """
         if self.guide is None:
             raise ValueError(
@@ -243,7 +244,9 @@ class VAE(nn.Module):
                 "(inference.refine, fit_em), "
                 "or set vae.guide = Amortized(family, encoder) and train it with fit_svi(..., train='guide')."
             )
-        return self.guide.distribution(x)
+        _require_rows(x)
+        with exclusive():
+            return self.guide.distribution(x)
 
     def reconstruct(self, x: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
         """The mean of x given the posterior mean of z: E[x | z = E_q[z | x]].
@@ -383,8 +386,18 @@ def _announced(network: nn.Module) -> tuple[int | None, int | None]:
     return num_inputs, num_outputs
 
 
+def _require_rows(x: Tensor) -> None:
+    if isinstance(x, Tensor) and x.dim() != 2:
+        raise ValueError(f"x: expected shape (B, P), one row a datapoint; got {tuple(x.shape)}. {_reshape_hint(x)}")
+    require_rows(x)
+
+
 def _reshape_hint(x: Tensor) -> str:
-    return "Add the batch dimension: x[None]." if x.dim() < 2 else "Flatten each datapoint to a vector: x.flatten(1)."
+    return (
+        "Add the batch dimension: x[0:1] in place of x[0], or x[None]."
+        if x.dim() < 2
+        else "Flatten each datapoint to a vector: x.flatten(1)."
+    )
 
 
 def _one_line(part: nn.Module | None) -> str:

@@ -460,3 +460,18 @@ def test_encoder_that_announces_nothing_is_found_out_at_the_first_call(x):
 def test_bad_generate(n, seed):
     with pytest.raises(ValueError, match="num_draws|seed"):
         make().generate(n, seed=seed)
+
+
+def test_a_single_row_is_no_batch():
+    """The message names x and the remedy, and leaves the encoder out of it."""
+    vae = VAE(
+        prior=StandardNormal(2), likelihood=Bernoulli(), decoder=MLP(2, 4, 6), family=MeanField(2), encoder=MLP(6, 4, 4)
+    )
+    x = torch.zeros(3, 6)
+    for call in (vae.encode, vae.reconstruct, vae.model, vae.guide.params):
+        with pytest.raises(ValueError, match=r"^x: expected shape \(B, P\).*got \(6,\).*x\[0:1\] in place of x\[0\]"):
+            call(x[0])
+    with pytest.raises(ValueError, match=r"^x: .*got \(3, 2, 3\).*x.flatten\(1\)"):
+        vae.encode(x.view(3, 2, 3))
+    with pytest.raises(TypeError, match="torch.as_tensor"):
+        vae.encode(x.numpy())
