@@ -189,7 +189,12 @@ def require_data_fit(
         rows = iter(shards.chunks(len(data), AT_ONCE))
     for start, stop in rows:
         index = torch.arange(start, stop)
-        x = fetch(data, index, device=device)
+        try:
+            x = fetch(data, index, device=device)
+        except (TypeError, ValueError) as error:
+            if name == "data" or not str(error).startswith("data: "):
+                raise
+            raise type(error)(f"{name}: {str(error).removeprefix('data: ')}") from error
         if x.shape[1:] != first.shape[1:]:
             raise ValueError(
                 f"{name}: expected rows of {first.shape[1]} values, as in the training data; got rows of {x.shape[1]}. "
@@ -244,9 +249,10 @@ def _in_one_line(text: str) -> str:
 def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) -> list[str]:
     """Refuse a model and a guide that do not belong together.
 
-    That is a model that observes nothing, and a guide that samples nothing, observes x, keeps a row a datapoint
-    (minibatches are shuffled: it would be fitted to another datapoint at every epoch), leaves out a latent site of the
-    model or adds one, or draws it in another shape. Sites outside the data plate are left to `find_globals`.
+    That is a model that observes nothing, or something outside the data plate, and a guide that samples nothing,
+    observes x, keeps a row a datapoint (minibatches are shuffled: it would be fitted to another datapoint at every
+    epoch), leaves out a latent site of the model or adds one, or draws it in another shape. Latent sites outside the
+    data plate are left to `find_globals`.
 
     Args:
         model: Pyro model.
@@ -270,6 +276,7 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
                 f"model: expected at least one observed site, pyro.sample(name, distribution, obs=x); {seen}. Is it "
                 "the guide?"
             )
+        _require_inside(sites, observed)
         if doubled := [name for name, node in guided.items() if node["is_observed"] and name in observed]:
             raise ValueError(
                 f"guide: expected one that samples the latent sites alone; it observes '{doubled[0]}', as the model "
@@ -294,6 +301,21 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
                 few = x[: 1 + len(x) // 2] if run % 2 else x.flip(0)
                 _require_same_latents(_sites(model, few), _sites(guide, few))
     return [name for name, node in guided.items() if node["is_observed"] and is_factor(node)]
+
+
+def _require_inside(sites: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
+    """Refuse observed sites outside the data plate: a loss that sums over minibatches would count them once in each.
+
+    Beside a global latent site they count once for all data, as it does.
+    """
+    has_globals = any(not node["is_observed"] and not in_data_plate(node) for node in sites.values())
+    outside = [name for name, node in observed.items() if not in_data_plate(node)]
+    if outside and not (has_globals and len(outside) < len(observed)):
+        raise ValueError(
+            f"site '{outside[0]}': expected observed sites inside the data plate; it is outside, so that the ELBO of a "
+            "datapoint would depend on the size of minibatches. Observe it inside pyro.plate('data', len(x), dim=-1), "
+            "and declare its own dimensions with .to_event."
+        )
 
 
 def _require_same_latents(sites: Mapping[str, Any], guided: Mapping[str, Any]) -> None:

@@ -176,6 +176,44 @@ def test_latent_sites_of_model_and_guide_are_the_same(kind, loss, x):
     refused(pair, lambda: fit_svi(pair.model, pair.guide, x, loss=loss, training=STILL, seed=0), message)
 
 
+def without_plates(x):
+    z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(2))
+    pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([len(x), 5]).to_event(2), obs=x)
+
+
+def with_a_penalty(x):
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([len(x), 5]).to_event(1), obs=x)
+    pyro.factor("penalty", torch.tensor(-100.0))
+
+
+@pytest.mark.parametrize(("model", "site"), [(without_plates, "x"), (with_a_penalty, "penalty")])
+def test_what_is_observed_outside_the_data_plate_is_refused(model, site, x):
+    """It would be counted once a minibatch: the ELBO of a datapoint would depend on B."""
+    pair = Pair(draw=outside if model is without_plates else None)
+    message = f"site '{site}': expected observed sites inside the data plate"
+    refused(pair, lambda: fit_svi(model, pair.guide, x, training=STILL, seed=0), message)
+
+
+def test_beside_a_global_site_a_penalty_counts_once(x):
+    def model(x):
+        pyro.sample("w", NORMAL)
+        with_a_penalty(x)
+
+    def guide(x):
+        pyro.sample("w", NORMAL)
+        pair.guide(x)
+
+    pair = Pair()
+    with_it, without = (fit_svi(m, guide, x, training=STILL, seed=0).elbo for m in (model, hide_the_penalty(model)))
+    torch.testing.assert_close(without - with_it, torch.full((2,), 100.0 / 41))
+
+
+def hide_the_penalty(model):
+    return poutine.block(model, hide=["penalty"])
+
+
 def test_a_site_that_is_there_in_training_mode_alone(x):
     pair = Pair()
     pair.in_model = lambda x, z: pyro.sample("k", NORMAL) if pair.decoder.training else None
@@ -401,6 +439,7 @@ SCHEDULES = torch.optim.lr_scheduler
 LATER = {
     "narrow": (lambda x, p: {"validation": x[:, :3]}, "validation: expected rows of 5 values.*got rows of 3"),
     "float32": (lambda x, p: {"validation": x.float()}, "validation: expected torch.float64 like .*float32"),
+    "one value": (lambda x, p: {"validation": x[:, 0]}, "validation: expected 41 vectors"),
     "empty": (lambda x, p: {"validation": x[:0]}, "validation: expected at least one datapoint"),
     "NaN": (lambda x, p: {"validation": late_nan(x)}, "validation: .*datapoint 41 holds NaN"),
     "NaN in training": (lambda x, p: {"data": late_nan(x)}, "data: .*datapoint 41 holds NaN"),
