@@ -44,6 +44,7 @@ from pyro_vae.linear import LinearGaussian, as_linear_gaussian
 from pyro_vae.networks import MLP, Linear
 from pyro_vae.parts import Parts, options
 from pyro_vae.priors import StandardNormal
+from pyro_vae.report.run import run_page
 from pyro_vae.study import Study, run_study
 from pyro_vae.vae import VAE
 
@@ -519,6 +520,7 @@ def test_a_run_keeps_its_units(tmp_path, path, engine, monkeypatch):
     run = open_run(tmp_path / "run")
     x = pd.read_csv(path).to_numpy()
     assert run.config["data"]["load"]["standardize"] is True
+    assert "columns standardized; all numbers and pictures in the data&#x27;s own units" in run_page(run)
     assert run.config["data"]["fingerprint"] == load(path).fingerprint
     train = x[run.dataset.train.rows]
     for units in (run.vae.standardization, run.dataset.standardization, run.preprocessing.standardization):

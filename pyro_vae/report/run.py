@@ -96,8 +96,10 @@ def _by_label(run: Run, gaps: Gaps) -> str | None:
 
 def _settings(config: Mapping[str, Any]) -> str:
     objective = config.get("objective")
+    load = config["data"]["load"]
+    units = ", columns standardized; all numbers and pictures in the data's own units" * bool(load.get("standardize"))
     shown = {
-        "data": f"{config['data']['load']['name_or_path']} (fingerprint {config['data']['fingerprint'][:12]})",
+        "data": f"{load['name_or_path']} (fingerprint {config['data']['fingerprint'][:12]}){units}",
         "engine": ENGINES.get(config["engine"], config["engine"]),
         "objective": "the engine's own" if objective is None else words(objective),
         **{kind: words(chosen) for kind, chosen in config["parts"].items()},
