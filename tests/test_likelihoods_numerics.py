@@ -8,8 +8,9 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
-from likelihood_oracles import joint
+from likelihood_oracles import NAMES, joint
 
+from pyro_vae import parts
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,
@@ -42,6 +43,33 @@ def test_binomial_does_not_cancel(dtype, rtol):
         came = torch.stack([Binomial(16)(logit[None]).log_prob(x) for logit in logits])
         # Relative to the log of the binomial coefficient where the two sides vanish.
         torch.testing.assert_close(came.double(), exact, rtol=rtol, atol=3e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("total", [1_000, 10_000, 60_000, 1_000_000, 10_000_000])
+def test_binomial_keeps_its_digits_at_large_totals(total):
+    # Mass near the mode is a difference of terms as large as the log factorials, 1.5e8 nats at the largest total.
+    rng = np.random.default_rng(0)
+    share = rng.beta(0.5, 20, (3, 2000)).clip(1e-6)
+    x, logits = rng.binomial(total, share), torch.tensor(scipy.special.logit(share), dtype=torch.float32)
+    exact = scipy.stats.binom.logpmf(x, total, torch.sigmoid(logits.double()).numpy()).sum(-1)
+    for mask in (False, True):
+        came = Binomial(total, mask=mask)(logits).log_prob(torch.tensor(x, dtype=torch.float32)).double().numpy()
+        # The sum is rounded to single precision once.
+        np.testing.assert_allclose(came, exact, rtol=3e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sum_of_many_values_is_that_in_double_precision(name):
+    context = {"num_values": 20_000, "max_value": 65_535.0, "num_levels": 256, "level_step": 1 / 255}
+    single = parts.build(parts.options("likelihood", name), context)
+    double = parts.build(parts.options("likelihood", name), context).double()
+    double.load_state_dict(single.state_dict())
+    out = torch.randn(2, 20_000 * single.num_params)
+    with torch.no_grad():
+        x = single(out).sample()
+        came, exact = single(out).log_prob(x).double(), double(out.double()).log_prob(x.double())
+    # Four roundings of the sum of the sizes of the values.
+    torch.testing.assert_close(came, exact, rtol=0, atol=4 * 2**-24 * max(20_000.0, exact.abs().max().item()))
 
 
 def test_binomial_with_one_trial_is_bernoulli():

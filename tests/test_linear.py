@@ -59,6 +59,20 @@ def test_bayes_rule(model):
     torch.testing.assert_close(log_joint - model.posterior(x).log_prob(z), model.log_evidence(x))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("num_values", [784, 10_000, 50_000])
+def test_evidence_of_many_values_in_single_precision(num_values, share):
+    weight = torch.randn(num_values, 10)
+    single = LinearGaussian(weight.float(), torch.full((num_values,), 0.5, dtype=torch.float32), 0.1)
+    x = hide(single.generate(20, seed=1), share)
+    double = LinearGaussian(*(value.detach().double() for value in (single.weight, single.bias, single.scale)))
+    truth = double.log_evidence(x.double())
+    assert single.log_evidence(x).dtype == torch.float32
+    # Rounded to single precision once, at the end.
+    torch.testing.assert_close(single.log_evidence(x).double(), truth, rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(single.posterior(x).mean, double.posterior(x.double()).mean.float())
+
+
 def test_small_noise_does_not_cancel():
     weight = torch.randn(20, 5)
     x = LinearGaussian(weight, torch.zeros(20), 1e-6).generate(64, seed=0)

@@ -82,7 +82,11 @@ class Binomial(Likelihood):
 
 
 class _LogitBinomial(dist.Binomial):
-    """A binomial whose log mass does not cancel at large logits, with log factorials once for all particles."""
+    """A binomial whose log mass cancels neither at large logits nor at large totals.
+
+    The log factorials are computed once for all particles, and all terms in double precision: at a total of 60,000
+    they are hundreds of thousands of nats, and their sum a few.
+    """
 
     def __init__(self, num_trials: int, logits: Tensor) -> None:
         super().__init__(num_trials, logits=logits, validate_args=False)
@@ -92,6 +96,7 @@ class _LogitBinomial(dist.Binomial):
         return type(self)(self.num_trials, self.logits.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        value, logits = value.double(), self.logits.double()
         rest = self.num_trials - value
         log_choose = lgamma(self.num_trials + 1) - torch.lgamma(value + 1) - torch.lgamma(rest + 1)
-        return log_choose + value * logsigmoid(self.logits) + rest * logsigmoid(-self.logits)
+        return (log_choose + value * logsigmoid(logits) + rest * logsigmoid(-logits)).to(self.logits.dtype)

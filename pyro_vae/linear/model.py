@@ -48,8 +48,9 @@ class LinearGaussian(nn.Module):
         z \sim N(0, I), \quad x \mid z \sim N(W z + b, S^2), \quad S = \mathrm{diag}(s); \qquad
         \Lambda = I + W^\top S^{-2} W
 
-    Everything is computed from the D x D matrix :math:`\Lambda`, in the dtype of the parameters. The weight, the bias
-    and the log scale are parameters, so that the model can also be trained.
+    Everything is computed from the D x D matrix :math:`\Lambda`, in double precision, and comes in the dtype of the
+    parameters and the data. The weight, the bias and the log scale are parameters, so that the model can also be
+    trained.
 
     NaN in x means not observed, in every method that reads x but the two closed-form starts `fit` and
     `fit_factor_analysis`: the marginal of a Gaussian is its observed rows, so nothing is approximated. :math:`\Lambda`
@@ -135,8 +136,7 @@ class LinearGaussian(nn.Module):
     @property
     def precision(self) -> Float[Tensor, "D D"]:
         """Posterior precision, the same for every x that is fully observed."""
-        scaled = self.weight / self.scale.expand(len(self.weight)).unsqueeze(-1)
-        return torch.eye(self.num_latents).to(scaled) + scaled.T @ scaled
+        return self._precision().to(self.weight.dtype)
 
     def model(self, x: Float[Tensor, "B P"]) -> Float[Tensor, "*S B P"]:
         """The generative model as a Pyro function: samples "z" and observes "x" in the plate "data".
@@ -191,7 +191,7 @@ class LinearGaussian(nn.Module):
             ValueError: `x` has another shape.
         """
         with torch.no_grad():
-            mean = self._solve(x)[0] @ self.weight.T + self.bias
+            mean = self._in_dtype(x, self._solve(x)[0] @ self.weight.double().T + self.bias.double())
             return mean if self.units is None else self.units.standardization.invert(mean)
 
     def log_evidence(self, x: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -213,14 +213,15 @@ class LinearGaussian(nn.Module):
             ValueError: `x` has another shape.
         """
         mean, tril = self._solve(x)
-        left = self._residual(x) - (mean @ self.weight.T).masked_fill(x.isnan(), 0.0)
-        residual = left / self.scale
-        log_noise = (2 * self.log_scale + log(2 * pi)).expand(len(self.weight))
+        left = self._residual(x) - (mean @ self.weight.double().T).masked_fill(x.isnan(), 0.0)
+        residual = left / self.scale.double()
+        # The scale is the number that `decode` has, so that both are the same density.
+        log_noise = (2 * self.scale.double().log() + log(2 * pi)).expand(len(self.weight))
         log_det = 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (~x.isnan()).to(mean) @ log_noise
         value = -0.5 * (residual.square().sum(-1) + mean.square().sum(-1) + log_det)
         if self.units is not None:
-            value = (value.double() - self.units.log_jacobian(x, mask=True)).to(value.dtype)
-        return value
+            value = value - self.units.log_jacobian(x, mask=True)
+        return self._in_dtype(x, value)
 
     def posterior(self, x: Float[Tensor, "N P"]) -> dist.MultivariateNormal:
         r"""The exact posterior.
@@ -238,7 +239,9 @@ class LinearGaussian(nn.Module):
             ValueError: `x` has another shape.
         """
         mean, tril = self._solve(x)
-        return dist.MultivariateNormal(mean, covariance_matrix=torch.cholesky_inverse(tril))
+        return dist.MultivariateNormal(
+            self._in_dtype(x, mean), covariance_matrix=self._in_dtype(x, torch.cholesky_inverse(tril))
+        )
 
     def generate(self, num_draws: int, *, seed: int | None = None) -> Float[Tensor, "n P"]:
         """Draws of x.
@@ -438,29 +441,41 @@ class LinearGaussian(nn.Module):
             standardization=standardization,
         )
 
+    def _precision(self) -> Float[Tensor, "D D"]:
+        scaled = self.weight.double() / self.scale.double().expand(len(self.weight)).unsqueeze(-1)
+        return torch.eye(self.num_latents).to(scaled) + scaled.T @ scaled
+
     def _solve(self, x: Tensor) -> tuple[Float[Tensor, "N D"], Float[Tensor, "*N D D"]]:
-        """Posterior means, and Cholesky factors of the posterior precisions: one for all where nothing is missing."""
+        """Posterior means, and Cholesky factors of the posterior precisions: one for all where nothing is missing.
+
+        Both are in double precision: sums over ten thousands of values lose whole nats in single precision.
+        """
         self._check(x)
+        weight, variance = self.weight.double(), self.scale.double().square()
         with running(self.decode, x, name="x"):
-            projected = (self._residual(x) / self.scale.square()) @ self.weight
+            projected = (self._residual(x) / variance) @ weight
         observed = ~x.isnan()
         if bool(observed.all()):
-            tril = self._factor(self.precision)
+            tril = self._factor(self._precision())
             return torch.cholesky_solve(projected.T, tril).T, tril
-        scaled = self.weight / self.scale.square().expand(len(self.weight)).unsqueeze(-1)
-        outer = (self.weight.unsqueeze(-1) * scaled.unsqueeze(-2)).flatten(1)
+        scaled = weight / variance.expand(len(weight)).unsqueeze(-1)
+        outer = (weight.unsqueeze(-1) * scaled.unsqueeze(-2)).flatten(1)
         size = self.num_latents
         precision = torch.eye(size).to(outer) + (observed.to(outer) @ outer).unflatten(-1, (size, size))
         tril = self._factor(precision)
         return torch.cholesky_solve(projected.unsqueeze(-1), tril).squeeze(-1), tril
 
+    def _in_dtype(self, x: Tensor, value: Tensor) -> Tensor:
+        """A result in the type of the parameters and the data, whichever is wider."""
+        return value.to(torch.promote_types(x.dtype, self.weight.dtype))
+
     def _factor(self, precision: Float[Tensor, "*N D D"]) -> Float[Tensor, "*N D D"]:
         tril, failed = torch.linalg.cholesky_ex(precision)
         if bool(failed.any()) or not bool(tril.isfinite().all()):
             raise ValueError(
-                f"scale: expected noise that {precision.dtype} can tell from 0 beside the weights; got "
+                "scale: expected noise that double precision can tell from 0 beside the weights; got "
                 f"{float(self.scale.detach().min()):.3g}, at which the posterior's precision has no Cholesky factor. "
-                "Raise the scale, or pass float64."
+                "Raise the scale."
             )
         return tril
 
@@ -468,7 +483,7 @@ class LinearGaussian(nn.Module):
         """What is left of x over b; 0 where x is missing."""
         missing = x.isnan()
         # Filled first: the gradient of a NaN that is masked later is NaN.
-        return (x.masked_fill(missing, 0.0) - self.bias).masked_fill(missing, 0.0)
+        return (x.double().masked_fill(missing, 0.0) - self.bias.double()).masked_fill(missing, 0.0)
 
     def _check(self, x: Tensor) -> None:
         require_kind("x", x, Tensor, hint="Try torch.as_tensor.")
