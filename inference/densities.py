@@ -356,7 +356,13 @@ def is_unscaled(node: Any) -> bool:  # noqa: ANN401
 
 def _site_log_prob(node: dict[str, Any], name: str, shape: torch.Size) -> Tensor:
     _require_unscaled(node, name)
-    log_prob = node["fn"].log_prob(node["value"])
+    try:
+        log_prob = node["fn"].log_prob(node["value"])
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{name}': expected a distribution whose density is known; got {type(node['fn']).__name__}, whose "
+            f"log_prob is not implemented{f' ({error})' if str(error) else ''}."
+        ) from error
     if log_prob.shape != shape or not in_data_plate(node):
         raise ValueError(
             f"site '{name}': expected log_prob of shape {tuple(shape)} (particles, datapoints) inside plate 'data'; "
@@ -374,7 +380,24 @@ def _local_distribution(node: dict[str, Any], name: str, num_rows: int) -> Distr
             f"site '{name}': expected batch shape ({num_rows},) and event shape (D,) inside plate 'data'; got batch "
             f"shape {batch_shape} and event shape {event_shape} {_where(node)}. {_ADVICE}"
         )
+    if missing := _lacks(distribution):
+        raise ValueError(
+            f"site '{name}': expected a distribution with a support and draws; got {type(distribution).__name__} "
+            f"without `{missing}`. Write a subclass that defines `support`, such as constraints.real_vector of "
+            "torch.distributions, and `sample(shape)`, which may return self(shape)."
+        )
     return distribution
+
+
+def _lacks(distribution: Distribution) -> str | None:
+    """The name of a part that every measurement asks for and that this distribution does not have, if any."""
+    try:
+        if distribution.support is None:
+            return "support"
+    except NotImplementedError:
+        return "support"
+    kind = type(distribution)
+    return "sample" if (kind.sample, kind.rsample) == (Distribution.sample, Distribution.rsample) else None
 
 
 _ADVICE = "Sample it inside pyro.plate('data', len(x), dim=-1), and declare its own dimension with .to_event(1)."

@@ -105,7 +105,14 @@ def draw_globals(
     few = torch.arange(min(require_data(data), BLOCK))
     with frozen(model, guide), seeded(seed), torch.no_grad():
         x = fetch(data, few, device=device_of(model, guide))
-        found = find_globals(model, x, guide=guide)
+        try:
+            found = find_globals(model, x, guide=guide)
+        except (RuntimeError, ValueError):
+            if len(data) <= BLOCK:
+                raise
+            # A guide with a row for each datapoint takes no others.
+            x = fetch(data, torch.arange(len(data)), device=device_of(model, guide))
+            found = find_globals(model, x, guide=guide)
         if not found.names:
             raise ValueError("model: expected a latent site outside the data plate; it has none, so nothing to draw.")
         draws = [values_of(guide, x, found.names) for _ in range(num_draws)]

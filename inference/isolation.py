@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -268,6 +269,13 @@ def running(program: Callable[..., Any], x: Tensor, *, name: str = "data") -> It
     except RuntimeError as error:
         require_finite_parameters(program)
         said = str(error).partition("\n")[0]
+        if isinstance(error, NotImplementedError) and not said:
+            # The text of torch's own distributions is empty where they lack a method.
+            method = traceback.extract_tb(error.__traceback__)[-1].name
+            raise NotImplementedError(
+                f"{_name(program)}: expected distributions and modules that implement all that the program calls; "
+                f"`{method}` is not implemented. Choose others, or define it in a subclass."
+            ) from error
         if isinstance(error, torch.OutOfMemoryError) or not _MISFIT.search(said):
             raise
         complaint = _misfit(program, x)

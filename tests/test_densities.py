@@ -9,6 +9,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.distributions import constraints
 
+from inference import draw_globals, fit_em, quadrature, refine, sample_posterior, simulate
 from inference.densities import (
     densities,
     guide_distribution,
@@ -17,7 +18,7 @@ from inference.densities import (
     log_weights,
     weights_from_noise,
 )
-from inference.families import FullCovariance, MeanField
+from inference.families import FullCovariance, MeanField, MixtureOfGaussians
 from inference.guides import Amortized, Local
 from inference.noise import seeded
 
@@ -436,3 +437,102 @@ def test_a_constrained_parameter_stays_differentiable(x, z):
     # By hand: d/d log s of sum (-P log s - r^2 / 2 s^2) is sum (r^2 / s^2 - P).
     expected = ((x - z @ torch.ones(D, P)).square().sum(-1) / 4 - P).sum()
     torch.testing.assert_close(leaf.grad, expected)
+
+
+class Bare(dist.TorchDistribution):
+    """As Pyro's adapter of Zuko's flows: a density and draws by a call, neither `support` nor `sample`."""
+
+    arg_constraints = {}
+
+    def __init__(self, batch_shape=()):
+        super().__init__(batch_shape, (D,), validate_args=False)
+
+    def __call__(self, shape=()):
+        return torch.randn(*shape, *self.batch_shape, D)
+
+    def log_prob(self, value):
+        return log_normal(value, 0.0, 1.0)
+
+    def expand(self, batch_shape, _instance=None):
+        return Bare(batch_shape)
+
+
+class Whole(Bare):
+    support = constraints.real_vector
+
+    def sample(self, shape=()):
+        return self(shape)
+
+    def expand(self, batch_shape, _instance=None):
+        return Whole(batch_shape)
+
+
+class Located(Bare):
+    support = constraints.real_vector
+
+    def expand(self, batch_shape, _instance=None):
+        return Located(batch_shape)
+
+
+def with_prior(prior):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([*z.shape[:-1], P]).to_event(1), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(("prior", "missing"), [(Bare(), "support"), (Located(), "sample")])
+def test_a_prior_without_support_or_draws_is_refused_before_any_search(prior, missing, x):
+    for measure in (
+        lambda m: refine(m, MeanField(D), x, seed=0),
+        lambda m: quadrature(m, x),
+        lambda m: sample_posterior(m, x, num_draws=4, num_warmup=0, seed=0),
+        lambda m: simulate(m, x, num_data=2, seed=0),
+        lambda m: fit_em(m, MeanField(D), x, seed=0),
+    ):
+        with pytest.raises(ValueError, match=f"site 'z': expected .* without `{missing}`. Write a subclass"):
+            measure(with_prior(prior))
+
+
+def test_a_prior_with_the_missing_parts_is_measured(x):
+    expected = quadrature(with_prior(dist.Normal(torch.zeros(D), 1.0).to_event(1)), x).value
+    torch.testing.assert_close(quadrature(with_prior(Whole()), x).value, expected, atol=1e-3, rtol=0)
+
+
+def test_a_method_that_is_not_implemented_has_a_text(x, z):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.VonMises(x.sum(-1), 1.0).icdf(x[:, 0]), obs=x)
+
+    with pytest.raises(NotImplementedError, match="model: expected .*`icdf` is not implemented"):
+        densities(model, x, z)
+
+
+def test_global_sites_of_a_guide_with_rows():
+    """It takes all its datapoints or none: more than a block of them."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + w, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(3.0, 0.1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(pyro.param("rows", torch.zeros(100, D)), 1.0).to_event(1))
+
+    draws = draw_globals(model, guide, torch.zeros(100, D), num_draws=50, seed=0)["w"]
+    assert draws.shape == (50,) and abs(draws.mean() - 3) < 4.5 * 0.1 / 50**0.5
+
+
+def test_certain_weights_of_a_mixture():
+    """A weight of zero, or nearly so, is none: a family that contains q holds it."""
+    for logits in (torch.tensor([0.0, -40.0]), torch.tensor([-200.0, 0.0])):
+        q = dist.MixtureOfDiagNormals(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), torch.ones(2, 2), logits)
+        family = MixtureOfGaussians(2, num_components=2)
+        z = torch.randn(5, 2) + q.locs[logits.argmax()]
+        torch.testing.assert_close(family(family.params_from(q)).log_prob(z), q.log_prob(z), atol=1e-5, rtol=1e-5)

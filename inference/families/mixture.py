@@ -21,6 +21,7 @@ from inference.families.reading import family_of
 # common one to [-8, 8], and its log odds to [-12, 12].
 _DISTANCE = 1e3
 _LOG_RELATIVE = 8.0
+_LOG_RANGE = 23.0
 
 # Root mean square distance of the components at the cold start.
 _SPREAD = 0.5
@@ -104,6 +105,8 @@ class MixtureOfGaussians(LocationScale):
         loc, scale = _mean_and_scale(locs, scales, log_weights.exp())
         distance = (locs - loc.unsqueeze(-2)) / scale.unsqueeze(-2)
         relative = (scales / scale.unsqueeze(-2)).log()
+        # A weight below e^-23 of the largest is none, as a certain q(y | x) makes them.
+        log_weights = torch.maximum(log_weights, log_weights.amax(-1, keepdim=True) - _LOG_RANGE)
         odds = log_weights - 0.5 * (log_weights.amax(-1, keepdim=True) + log_weights.amin(-1, keepdim=True))
         return self._row(
             loc,
