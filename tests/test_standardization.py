@@ -636,3 +636,14 @@ def test_a_study_describes_scales_once(tmp_path, said, monkeypatch):
         run_study(Study(data={**data, "standardize": True}, **study), tmp_path / f"{name}-standardized")
         assert len([line for line in said() if "differ by a factor" in line]) == number
     assert [units is not None for units in begun] == 2 * [False, False, True, True]
+
+
+@pytest.mark.parametrize("units", [1.0, 1e3])
+def test_a_table_in_its_own_units_is_not_called_coupled(tmp_path, units):
+    """Rounding of inputs far from order 1 moves densities by much: that is no dependence on other rows."""
+    torch.set_default_dtype(torch.float32)
+    pd.DataFrame(units * table(600), columns=NAMES).to_csv(tmp_path / "x.csv", index=False)
+    data = load(tmp_path / "x.csv")
+    vae = vae_of(GaussianOutputScale(3), None)
+    fit = fit_svi(vae.model, vae.guide, data.train, training=Training(epochs=1), validation=data.validation, seed=0)
+    assert fit.num_steps > 0
