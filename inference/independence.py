@@ -199,7 +199,7 @@ class _Look:
                 moved = self.terms(Rows(_rounded(rows.x), _rounded(rows.z)))
         except Exception:  # noqa: BLE001 (a value at the edge of a support; the bound without it is the stricter one)
             moved = {}
-        # The largest of the rows: rounding of inputs far from order 1 moves some rows by much, and by chance not others.
+        # The largest of all rows: rounding of inputs far from order 1 moves some rows by much and others not.
         return {
             name: slack + INSIDE * (moved.get(name, values) - values).abs().nan_to_num(0.0, 0.0, 0.0).amax()
             for (name, values), slack in zip(self.expected.items(), self._rounding().values(), strict=True)
