@@ -132,6 +132,12 @@ def require_data(data: Data, *, name: str = "data") -> int:
             f"{name}: expected a tensor (N, P); got a pandas {type(data).__name__}. Pass "
             f"torch.as_tensor({name}.to_numpy())."
         )
+    if type(data).__module__.startswith("scipy.sparse"):
+        # It has no len(), and its rows are sparse.
+        raise TypeError(
+            f"{name}: expected a tensor (N, P); got a sparse {type(data).__name__}. Pass "
+            f"torch.as_tensor({name}.toarray()), or an object whose [index] returns dense rows."
+        )
     if getattr(data, "ndim", 1) == 0:
         raise ValueError(f"{name}: expected shape (N, P), one row a datapoint; got a single number.")
     if isinstance(data, Tensor):

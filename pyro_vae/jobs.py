@@ -264,7 +264,11 @@ def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
     if parts.likelihood is not None:
         return parts
     low, high = dataset.min_value, dataset.max_value
-    if low < 0 or not all(bool(((x == x.round()) | x.isnan()).all()) for x in _blocks(_fixed(dataset.train))):
+    if low < 0 or not all(
+        bool(((x == x.round()) | x.isnan()).all())
+        for split in (dataset.train, dataset.validation, dataset.test)
+        for x in _blocks(_fixed(split))
+    ):
         raise ValueError(
             f"likelihood: {dataset.name!r} holds values between whole numbers, from {low:g} to {high:g}: "
             "expected a choice. Binarize gray values (--data.binarize fixed), or take them as real numbers "

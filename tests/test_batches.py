@@ -80,3 +80,11 @@ def test_data_that_changes():
 )
 def test_chunks(num_data, size, expected):
     assert list(chunks(num_data, size)) == expected
+
+
+def test_a_sparse_matrix_is_named_before_it_is_asked_for_its_length():
+    from scipy import sparse
+
+    for kind in (sparse.csr_matrix, sparse.csc_array, sparse.coo_matrix):
+        with pytest.raises(TypeError, match=rf"data: .*sparse {kind.__name__}\. Pass torch.as_tensor\(data.toarray"):
+            require_data(kind(np.eye(3)))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import sparse
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from pyro_vae.data import load
@@ -123,7 +124,7 @@ def test_the_data_do_not_follow_the_object():
         ),
         pytest.param(lambda: Items([X[0], X[0].double()]), "item 1 has .* type float64: .* float32", id="types"),
         pytest.param(lambda: Jittered(list(X)), "Jittered draws x anew at each access.*random transforms", id="random"),
-        pytest.param(lambda: Items([{"x": X[0]}] * 20), "type object: expected real numbers", id="dictionaries"),
+        pytest.param(lambda: Items([{"x": X[0]}] * 20), "got a dictionary with x", id="dictionaries"),
         pytest.param(lambda: Items([X[0, 0]] * 20), r"x has shape \(20,\): expected rows", id="numbers"),
         pytest.param(lambda: Items([(X[0], 0.5)] * 20), "label has .*float64: expected 20 integers", id="real labels"),
         pytest.param(lambda: Items([(X[0], 1), (X[0],)] * 10), "label has .* expected 20 integers", id="some labels"),
@@ -140,3 +141,32 @@ def test_bad_objects(make, message):
 def test_options_of_files_are_refused():
     with pytest.raises(ValueError, match=r"key='x': an option of \.npz files, which 'Tensor' is not"):
         load(X, key="x")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda: sparse.csr_matrix(X.numpy()), r"got a sparse csr_matrix\. Pass its \.toarray", id="csr"),
+        pytest.param(lambda: sparse.coo_array(X.numpy()), r"got a sparse coo_array\. Pass its \.toarray", id="coo"),
+        pytest.param(lambda: Items([{"x": X[0], "y": 1}] * 20), "got a dictionary with x, y. Stack", id="tensors"),
+        pytest.param(lambda: Items([{"x": [1.0, 2.0]}] * 20), "got a dictionary with x. Stack", id="lists"),
+        pytest.param(lambda: np.full((20, 2), 2**63 + 5, np.uint64), "below 2..63; got 9223372036854775813", id="wide"),
+    ],
+)
+def test_containers_of_other_libraries_are_named(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(make())
+    assert "\n" not in str(error.value)
+
+
+def test_the_range_is_that_of_all_splits():
+    x = np.zeros((200, 2), int)
+    x[load(x).test.rows[0], 1] = 25
+    assert load(x).max_value == 25, "the default likelihood of counts must take held-out counts, too"
+
+
+def test_a_folder_of_images_is_refused_with_the_way_to_stack_them(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"got a folder\. .*np\.stack\(.*glob\('\*\.png'\)") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)

@@ -290,6 +290,12 @@ def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
         return read_npz(path, missing=missing, key=options["key"], label_key=options["label_key"])
     if path.suffix in _TABLES:
         return read_table(path, missing=missing, columns=options["columns"], label=options["label"])
+    if path.is_dir():
+        raise ValueError(
+            f"{name}: expected a data set's name or a file ending in {', '.join(_FILES[:-1])} or {_FILES[-1]}; got a "
+            "folder. Of images of one size, stack the pixels: np.save('x.npy', np.stack([np.asarray(Image.open(file)) "
+            "for file in sorted(folder.glob('*.png'))]))."
+        )
     wanted = name.lower().replace("_", "-")
     begun = [known for known in NAMED if known.startswith(f"{wanted}-")]
     hint = did_you_mean(begun[0] if begun else wanted, NAMED)
@@ -357,7 +363,7 @@ def _split(
 
 
 def _survey(splits: tuple[Split, ...], binarize: str, binarize_seed: int) -> tuple[str, tuple[float, float]]:
-    """The fingerprint, and the range of x in the first split, from one pass over the rows."""
+    """The fingerprint, and the range of x in all splits, from one pass over the rows."""
     digest = hashlib.sha256()
     low, high = np.inf, -np.inf
     for split in splits:
@@ -367,7 +373,7 @@ def _survey(splits: tuple[Split, ...], binarize: str, binarize_seed: int) -> tup
         for _, block in blocks(split.stored):
             array = block.contiguous().numpy()
             digest.update(array.astype(kind.newbyteorder("<"), copy=False).data)
-            if split is splits[0] and not split.resamples:
+            if not split.resamples:
                 observed = block[~block.isnan()] if block.is_floating_point() else block
                 if observed.numel():
                     least, most = observed.aminmax()

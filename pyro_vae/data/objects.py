@@ -29,6 +29,8 @@ def read_object(data: Any, *, missing: Missing) -> Source:
     if hasattr(data, "iloc"):
         # Read by [i] it hands out columns.
         raise ValueError(f"load: expected an array, a tensor or a path; got a pandas {name}. Pass its .to_numpy().")
+    if type(data).__module__.startswith("scipy.sparse"):
+        raise ValueError(f"load: expected an array, a tensor or a path; got a sparse {name}. Pass its .toarray().")
     if isinstance(data, np.ma.MaskedArray):
         raise ValueError(
             f"{name} has a mask, which an array of values does not keep: expected plain values, try "
@@ -68,6 +70,12 @@ def read_object(data: Any, *, missing: Missing) -> Source:
 
 def _pair(name: str, item: Any) -> tuple[np.ndarray, Any]:
     """The values and the label, if there is one."""
+    if isinstance(item, dict):
+        keys = ", ".join(map(str, item))
+        raise ValueError(
+            f"{name}: expected items x or (x, label); got a dictionary with {keys}. Stack the values of one key: "
+            "np.stack([item[key] for item in data])."
+        )
     x, label = (
         (item[0], item[1] if len(item) > 1 else None) if isinstance(item, list | tuple) and item else (item, None)
     )

@@ -145,8 +145,8 @@ class Dataset:
         fingerprint: SHA-256 (hexadecimal) of the stored values of each split, in order, with their types, shapes and
             divisors, and of the choice of binarization with its seed. Equal fingerprints: the same x at the same row of
             the same split. Labels do not enter, nor do names of columns.
-        min_value: smallest value of x in the training split, of those observed; standardized where x is.
-        max_value: largest value of x in the training split, of those observed; standardized where x is.
+        min_value: smallest value of x in all splits, of those observed; standardized where x is.
+        max_value: largest value of x in all splits, of those observed; standardized where x is.
         num_levels: L, where x lies on the grid 0, step, ..., (L - 1) step by the type it is stored in: 256 for 8-bit
             gray levels, whatever the largest; 2 for binary data; the largest value of all splits plus 1 for other
             integers of at least 0. None for real numbers.

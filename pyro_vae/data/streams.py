@@ -256,6 +256,12 @@ def to_tensor(array: np.ndarray) -> Shaped[Tensor, "*N"]:
     kinds: dict[str, type] = {"b": np.int8, "u": np.int64, "i": np.int64, "f": np.float64}
     stays = array.dtype == np.uint8 or (array.dtype.kind == "f" and array.dtype.itemsize <= 8)
     wanted = array.dtype.newbyteorder("=") if stays else kinds[array.dtype.kind]
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) > 2**63 - 1:
+        # The cast would wrap it around to a negative number.
+        raise ValueError(
+            f"x: expected whole numbers below 2**63; got {int(array.max())} of type {array.dtype}. Subtract an offset, "
+            "or pass x.astype(float) if rounding them loses nothing."
+        )
     own = np.ascontiguousarray(array, dtype=wanted)
     # A tensor cannot be read-only.
     values = torch.from_numpy(own if own.flags.writeable else own.copy())

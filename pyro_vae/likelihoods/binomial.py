@@ -38,7 +38,10 @@ class Binomial(Likelihood):
     """
 
     base_measure = "counting"
-    advice = "Raise total_count to the largest count possible; for real numbers choose Gaussian."
+    advice = (
+        "Raise total_count to the largest count possible, or choose NegativeBinomial or Poisson, which have none; for "
+        "real numbers choose Gaussian."
+    )
 
     def __init__(self, total_count: int, *, mask: bool = False) -> None:
         super().__init__(mask=mask)
@@ -53,8 +56,8 @@ class Binomial(Likelihood):
         """The likelihood with the data's largest value as the total, unless another is chosen.
 
         Args:
-            max_value: largest value in the training data.
-            total_count: largest count possible; None takes the largest value in the training data.
+            max_value: largest value in the data.
+            total_count: largest count possible; None takes the largest value in the data.
             mask: whether NaN stands for a value that was not observed and is marginalised; NaN is refused otherwise.
 
         Raises:

@@ -30,7 +30,7 @@ class Sizes:
         num_latents: size of the latent vector that the decoder reads. A prior may hold more: scales, an upper layer.
         num_values: P, values in a datapoint.
         image_shape: shape of a datapoint that is an image, else None.
-        max_value: largest value in the training data, where known.
+        max_value: largest value in the data, where known.
         num_levels: L, where the values lie on the grid 0, step, ..., (L - 1) step.
         level_step: that step.
 
