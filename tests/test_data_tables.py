@@ -188,3 +188,16 @@ def test_unreadable_tables(tmp_path, content):
 def test_missing_table(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*missing.csv: expected a .csv or .parquet file"):
         load(tmp_path / "missing.csv")
+
+
+@pytest.mark.parametrize("options", [{"sep": ";", "decimal": ","}, {"sep": "\t"}], ids=["semicolon", "tab"])
+def test_other_separators_are_named(save, options):
+    with pytest.raises(ValueError, match="other separators, decimal commas or a trailing comma.*sep=';'"):
+        load(save(FRAME[NUMBERS], **options))
+
+
+def test_trailing_commas_are_refused(save, tmp_path):
+    lines = FRAME[NUMBERS].to_csv(index=False).splitlines()
+    (tmp_path / "tail.csv").write_text("\n".join([lines[0], *(line + "," for line in lines[1:])]))
+    with pytest.raises(ValueError, match="a trailing comma in each row"):
+        load(tmp_path / "tail.csv", missing="keep")

@@ -96,7 +96,17 @@ def _read(path: Path) -> Any:
         if path.suffix == ".csv":
             # In one piece, and to the last digit, which is the default since pandas 3.1.
             is_exact = tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
-            return pd.read_csv(path, low_memory=False, **({} if is_exact else {"float_precision": "round_trip"}))
+            frame = pd.read_csv(path, low_memory=False, **({} if is_exact else {"float_precision": "round_trip"}))
+            names = [str(name) for name in frame.columns]
+            if not isinstance(frame.index, pd.RangeIndex) or any(";" in name or "\t" in name for name in names):
+                # pandas takes the fields that are too many for an index, and shifts the columns.
+                raise Refused(
+                    f"{path}: expected commas between columns, decimal points, and as many fields in a row as names; "
+                    f"got the first line {','.join(names)[:80]!r} with other separators, decimal commas or a trailing "
+                    "comma in each row. Write it by pd.read_csv(path, sep=';', decimal=',', index_col=False)"
+                    ".to_csv(path, index=False)."
+                )
+            return frame
         _require_room(path)
         return pd.read_parquet(path)
     except Refused:
