@@ -85,6 +85,15 @@ def test_small_noise_does_not_cancel():
     torch.testing.assert_close(double.log_evidence(x), truth, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 2e-9, 3e-9, 1e-10, 1e-20, 1e-30])
+def test_weights_of_lower_rank_with_noise_that_is_lost_beside_them(scale):
+    # The precision is 1 in one direction and beyond 1e17 in the other, which no Cholesky factor in float64 holds.
+    model = LinearGaussian(torch.ones(4, 2), torch.zeros(4), scale)
+    for call in (model.log_evidence, model.posterior, model.reconstruct):
+        with pytest.raises(ValueError, match=r"scale: expected noise that torch.float64 can tell from 0"):
+            call(torch.randn(3, 4))
+
+
 def test_generate_draws_from_the_model(model):
     _, covariance = joint(model)
     x = model.generate(200_000, seed=1).detach()

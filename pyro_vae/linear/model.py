@@ -456,26 +456,32 @@ class LinearGaussian(nn.Module):
             projected = (self._residual(x) / variance) @ weight
         observed = ~x.isnan()
         if bool(observed.all()):
-            tril = self._factor(self._precision())
+            tril = self._factor(self._precision(), x)
             return torch.cholesky_solve(projected.T, tril).T, tril
         scaled = weight / variance.expand(len(weight)).unsqueeze(-1)
         outer = (weight.unsqueeze(-1) * scaled.unsqueeze(-2)).flatten(1)
         size = self.num_latents
         precision = torch.eye(size).to(outer) + (observed.to(outer) @ outer).unflatten(-1, (size, size))
-        tril = self._factor(precision)
+        tril = self._factor(precision, x)
         return torch.cholesky_solve(projected.unsqueeze(-1), tril).squeeze(-1), tril
 
     def _in_dtype(self, x: Tensor, value: Tensor) -> Tensor:
         """A result in the type of the parameters and the data, whichever is wider."""
         return value.to(torch.promote_types(x.dtype, self.weight.dtype))
 
-    def _factor(self, precision: Float[Tensor, "*N D D"]) -> Float[Tensor, "*N D D"]:
+    def _factor(self, precision: Float[Tensor, "*N D D"], x: Tensor) -> Float[Tensor, "*N D D"]:
         tril, failed = torch.linalg.cholesky_ex(precision)
-        if bool(failed.any()) or not bool(tril.isfinite().all()):
+        # A precision that the type of the results cannot hold leaves a covariance of 0.
+        held = self._in_dtype(x, precision.detach())
+        # A pivot that is nothing but the rounding of its row comes out positive or negative by chance.
+        pivot, row = (part.detach().diagonal(dim1=-2, dim2=-1) for part in (tril, precision))
+        rounding = 4 * self.num_latents * torch.finfo(row.dtype).eps
+        sound = tril.isfinite().all() & held.isfinite().all() & (pivot.square() > rounding * row).all()
+        if bool(failed.any()) or not bool(sound):
             raise ValueError(
-                "scale: expected noise that double precision can tell from 0 beside the weights; got "
+                f"scale: expected noise that {held.dtype} can tell from 0 beside the weights; got "
                 f"{float(self.scale.detach().min()):.3g}, at which the posterior's precision has no Cholesky factor. "
-                "Raise the scale."
+                "Raise the scale, or pass float64."
             )
         return tril
 
