@@ -9,11 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import inference.training
 from inference import Training
+from pyro_vae.data import dtype_of
 from pyro_vae.folders import no_run
 
-__all__ = ["as_configuration", "read_config", "training_from", "version_of"]
+__all__ = ["as_configuration", "dtype_in", "parameters_of", "read_config", "training_from", "version_of"]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -76,6 +79,35 @@ def as_configuration(where: Path | str) -> Iterator[None]:
         raise ValueError(
             f"{where}: expected a run's configuration; in it {wrong} missing or unknown. Fit again."
         ) from error
+
+
+@contextmanager
+def parameters_of(dtype: torch.dtype) -> Iterator[None]:
+    """Make parts, and what they draw, in a floating-point type; torch's own default comes back afterwards.
+
+    The default belongs to the process: other threads that make tensors meanwhile see it, too.
+
+    Args:
+        dtype: that of the data.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def dtype_in(config: Mapping[str, Any]) -> torch.dtype:
+    """The floating-point type of a run: that which its data were loaded in, else torch's default.
+
+    Args:
+        config: the run's configuration.
+
+    Raises:
+        ValueError: it names another type than `load` knows.
+    """
+    return dtype_of(config.get("data", {}).get("load", {}).get("dtype"))
 
 
 def version_of(package: str) -> str:

@@ -37,7 +37,8 @@ from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
 from inference.supports import is_unconstrained
 from pyro_vae import plots
-from pyro_vae.data import Dataset, Preprocessing, Split, load, located, say_scales
+from pyro_vae.configuration import dtype_in, parameters_of
+from pyro_vae.data import Dataset, Preprocessing, Split, dtype_of, load, located, say_scales
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
 from pyro_vae.folders import FIGURES, RESULTS
@@ -101,18 +102,20 @@ def fit_run(
         ValueError: data or parts that do not fit together; the message says which.
         FileNotFoundError: the data are not there.
     """
-    vae, fit, dataset, terms, config = _fitted(
-        data=data,
-        parts=parts,
-        num_latents=num_latents,
-        engine=engine,
-        training=training,
-        seed=seed,
-        objective=objective,
-        resume=resume,
-    )
+    dtype = dtype_of(data.get("dtype"))
+    with parameters_of(dtype):
+        vae, fit, dataset, terms, config = _fitted(
+            data=data,
+            parts=parts,
+            num_latents=num_latents,
+            engine=engine,
+            training=training,
+            seed=seed,
+            objective=objective,
+            resume=resume,
+        )
     # What is left to do is little, and the other processes are done.
-    with alone():
+    with alone(), parameters_of(dtype):
         save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
         if terms is not None and terms.epochs:
             save(plots.plot_elbo_terms(terms), folder / FIGURES / "elbo_terms.png")
@@ -127,7 +130,8 @@ def join_run(**asked: Any) -> None:  # noqa: ANN401
     Args:
         asked: what that one's `fit_run` was called with, but for the folder.
     """
-    _fitted(**asked)
+    with parameters_of(dtype_of(asked["data"].get("dtype"))):
+        _fitted(**asked)
 
 
 class _Fitted(NamedTuple):
@@ -189,7 +193,7 @@ def _fitted(
         "command": "fit",
         "engine": engine,
         "data": {
-            "load": {**data, "name_or_path": located(data["name_or_path"])},
+            "load": {**data, "name_or_path": located(data["name_or_path"])} | _named_dtype(data),
             "fingerprint": dataset.fingerprint,
             "base_measure": vae.likelihood.base_measure,
             "preprocessing": Preprocessing.of(dataset).to_config(),
@@ -202,6 +206,12 @@ def _fitted(
         "seed": seed,
     }
     return _Fitted(vae, fit, dataset, terms, config)
+
+
+def _named_dtype(data: Mapping[str, Any]) -> dict[str, str]:
+    """The type of x by its name, for JSON, where it was asked for."""
+    asked = data.get("dtype")
+    return {} if asked is None else {"dtype": str(asked).removeprefix("torch.")}
 
 
 def _several() -> int | None:
@@ -337,6 +347,30 @@ def measure_run(
             the folder cannot be written to.
         FileNotFoundError: the data are not there any more.
     """
+    with parameters_of(dtype_in(run.config)):
+        return _measured(
+            run,
+            num_data=num_data,
+            families=families,
+            seed=seed,
+            training=training,
+            replace=replace,
+            device=device,
+            resume=resume,
+        )
+
+
+def _measured(
+    run: Run,
+    *,
+    num_data: int | None,
+    families: Sequence[Family],
+    seed: int,
+    training: Training | None,
+    replace: bool,
+    device: str | None,
+    resume: Resume | None,
+) -> Gaps:
     run.require_writable()
     # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
     tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
@@ -392,7 +426,7 @@ def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> t
     Raises:
         ValueError: the design has no encoder.
     """
-    with seeded(derive_seed(seed, "guide")):
+    with parameters_of(dtype_in(run.config)), seeded(derive_seed(seed, "guide")):
         guide = run.new_guide()
     if guide is None:
         raise ValueError(

@@ -22,7 +22,7 @@ from inference.draws import gaps_from_datatree, load_datatree, save_datatree
 from inference.guides import Amortized
 from inference.results.html import html_table
 from inference.results.summary import one_line
-from pyro_vae.configuration import as_configuration, read_config, training_from, version_of
+from pyro_vae.configuration import as_configuration, dtype_in, parameters_of, read_config, training_from, version_of
 from pyro_vae.data import NAMED, Dataset, NewRows, Preprocessing, Standardization, load, located, silent
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
@@ -319,10 +319,9 @@ class Run:
 
     def new_guide(self) -> Amortized | None:
         """An encoder of the run's own design with fresh weights, as a guide of a model fitted without one."""
-        modules = self.parts.build(Sizes(**self.config["sizes"]))
-        return VAE(
-            **{**modules, "prior": self.vae.prior, "decoder": self.vae.decoder, "likelihood": self.vae.likelihood}
-        ).guide
+        own = {"prior": self.vae.prior, "decoder": self.vae.decoder, "likelihood": self.vae.likelihood}
+        with parameters_of(dtype_in(self.config)):
+            return VAE(**{**self.parts.build(Sizes(**self.config["sizes"])), **own}).guide
 
     def require_writable(self) -> None:
         """Refuse a folder that takes no results, before the work that they come from.
@@ -411,7 +410,7 @@ def open_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{folder / CHECKPOINT}: expected the weights and the record of a run; it holds others. Fit again."
         )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), parameters_of(dtype_in(config)):
         modules = parts.build(sizes)
         # Variational EM keeps the family of its rows beside that of a guide fitted afterwards.
         later = (
@@ -419,7 +418,8 @@ def open_run(folder: str | Path) -> Run:
         )
     if not content["has_guide"] or later is not None:
         modules["encoder"] = None
-    vae = VAE(**modules, standardization=_standardization_in(content["vae"]))
+    with parameters_of(dtype_in(config)):
+        vae = VAE(**modules, standardization=_standardization_in(content["vae"]))
     if later is not None:
         vae.guide = later
     try:

@@ -452,6 +452,8 @@ def _data() -> Iterator[Case]:
     for what, options, error in (
         ("binarize", {"binarize": "yes"}, "binarize='yes': expected one of"),
         ("missing", {"missing": "drop"}, "missing='drop': expected one of"),
+        ("dtype", {"dtype": "float16"}, "dtype='float16': expected 'float32'"),
+        ("dtype of integers", {"dtype": torch.int64}, "dtype=torch.int64: expected 'float32'"),
         ("an option of other files", {"key": "x"}, "an option of .npz files"),
     ):
         yield Case(of=of, what=what, call=lambda options=options: load("digits", **options), error=error)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -14,6 +15,7 @@ from pyro_vae import plots
 from pyro_vae.cli.options import DataOptions, TrainingOptions
 from pyro_vae.cli.output import next_command, print_json, require_positive
 from pyro_vae.comparison import TRAINING, compare
+from pyro_vae.configuration import parameters_of
 from pyro_vae.data import load, located
 from pyro_vae.demo import run_demo, table
 from pyro_vae.encoding import to_json
@@ -56,14 +58,16 @@ class CompareCommand:
         """Compare."""
         require_positive("--num-data", self.num_data)
         with contextlib.nullcontext() if self.out is None else new_folder(self.out, replace=self.overwrite) as folder:
-            comparison = compare(
-                load(**self.data.load_arguments()),
-                self.num_latents,
-                training=self.training,
-                hidden=self.hidden,
-                num_data=self.num_data,
-                seed=self.seed,
-            )
+            dataset = load(**self.data.load_arguments())
+            with parameters_of(dataset.train.dtype):
+                comparison = compare(
+                    dataset,
+                    self.num_latents,
+                    training=self.training,
+                    hidden=self.hidden,
+                    num_data=self.num_data,
+                    seed=self.seed,
+                )
             summary = comparison.summary()
             if folder is not None:
                 data = self.data.load_arguments()
@@ -123,18 +127,22 @@ class StudyCommand:
         file: the study, a .yaml or .py file; docs/grid.md says what it holds.
         out: folder of its cells; one that holds this study is continued; by default in runs/, named as the file is.
         num_jobs: processes to run cells in, of one thread each; by default one cell after the other.
+        dtype: float64 for data and models of more than seven digits; by default what the file says, else float32.
         json: print cells, differences and failures as JSON alone on standard output.
     """
 
     file: tyro.conf.Positional[Path]
     out: Path | None = None
     num_jobs: int | None = None
+    dtype: Literal["float32", "float64"] | None = None
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __call__(self) -> None:
         """Run what is not done."""
         require_positive("--num-jobs", self.num_jobs)
         study = read_study(self.file)
+        if self.dtype is not None:
+            study = replace(study, data={**study.load_arguments, "dtype": self.dtype})
         out = Path("runs") / self.file.stem if self.out is None else self.out
         try:
             results = run_study(study, out, num_jobs=self.num_jobs)

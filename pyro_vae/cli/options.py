@@ -74,6 +74,7 @@ class DataOptions:
         stream: read rows of an .npy file when they are needed; by default where it is larger than 1 GiB.
         standardize: fit every column minus its mean, divided by its standard deviation, both of the training split;
             log densities, draws and pictures stay in the columns' own units. For likelihoods of real numbers.
+        dtype: float64 for data and model of more than seven digits; by default float32.
     """
 
     name: Annotated[str, tyro.conf.arg(name="data", prefix_name=False)] = "digits"
@@ -89,6 +90,7 @@ class DataOptions:
     label: str | None = None
     stream: bool | None = None
     standardize: bool = False
+    dtype: Annotated[Literal["float32", "float64"] | None, tyro.conf.arg(prefix_name=False)] = None
 
     def words(self) -> list[str]:
         """What to type for these data; defaults are left out.
@@ -101,7 +103,7 @@ class DataOptions:
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if value != field.default:
-                said += [f"--data.{field.name.replace('_', '-')}"]
+                said += ["--dtype" if field.name == "dtype" else f"--data.{field.name.replace('_', '-')}"]
                 if field.default is False:
                     # A flag, without a value.
                     continue

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.data.files import read_npy, read_npz
 from pyro_vae.data.named import NAMED
+from pyro_vae.data.narrowing import Narrowing
 from pyro_vae.data.objects import read_object
 from pyro_vae.data.records import SPLITS, Binarize, Dataset, Split, check_seed
 from pyro_vae.data.sources import Missing, Source
@@ -36,7 +37,7 @@ from pyro_vae.data.streams import Rows, blocks, take
 from pyro_vae.data.tables import read_table
 from pyro_vae.names import did_you_mean
 
-__all__ = ["load", "located", "say_scales", "silent"]
+__all__ = ["dtype_of", "load", "located", "say_scales", "silent"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def load(
     label: str | None = None,
     stream: bool | None = None,
     standardize: bool = False,
+    dtype: str | torch.dtype | None = None,
 ) -> Dataset:
     """Load a data set by name, from a file or from an object, and split it into train, validation and test.
 
@@ -83,6 +85,11 @@ def load(
     In arrays, 8-bit unsigned integers are gray levels and are divided by 255, unless the largest is 1, when they are
     taken as binary; booleans become 0 and 1; every other type is taken as it is (so counts want a wider integer type).
     In tables no integers are gray levels.
+
+    Digits are not lost without a word: x is float32 by default, and where that would make other whole numbers of whole
+    numbers (from 2**24 on), infinity or 0 of others, or would round a column by more than a ten-thousandth of its
+    standard deviation (timestamps, coordinates), the columns are refused by name. dtype="float64" keeps the digits, and
+    standardize=True subtracts the mean before they are lost. Values that are float32 already are taken as they are.
 
     Split and binarization seeds belong to the data: leave them alone to be comparable between runs.
 
@@ -106,15 +113,17 @@ def load(
             training split alone; images have one mean and one standard deviation a channel. A column that is constant
             there is moved to 0 and not scaled, and named in a warning. For likelihoods of real numbers: a `VAE` that is
             given `standardization=dataset.standardization` has its densities and its draws in the data's own units.
+        dtype: floating-point type of x, "float32" or "float64" (or torch's own); None: torch's default at the time of
+            this call. A model of such data needs parameters of the same type: `vae.double()`.
 
     Returns:
-        The data set; x has torch's default floating-point type at the time of this call.
+        The data set.
 
     Raises:
         FileNotFoundError: a file that is not there, or a data set that could not be downloaded.
         ValueError: an unknown name or choice, a negative seed, sizes that leave nothing to train on, an option of
-            another kind of file, or data that are unreadable, pickled, of a wrong shape or type, empty, not finite, or
-            outside the range binarization needs.
+            another kind of file, or data that are unreadable, pickled, of a wrong shape or type, empty, not finite,
+            outside the range binarization needs, or of more digits than `dtype` holds.
 
     Example:
         >>> data = load("digits")
@@ -136,6 +145,7 @@ def load(
             f"standardize=True: expected real numbers, and binarize={binarize!r} makes zeros and ones; leave one of "
             "the two out"
         )
+    narrow = dtype_of(dtype)
     binarize_seed = check_seed("binarize_seed", binarize_seed)
     split_seed = check_seed("split_seed", split_seed)
     is_named = isinstance(name_or_path, str | os.PathLike)
@@ -150,11 +160,14 @@ def load(
     def split(which: str) -> Split:
         values, labels, rows = parts[which]
         divisor, resamples = (source.divisor, False) if binarize == "none" else (source.maximum, True)
-        made = Split(which, values, labels, rows, divisor, resamples, binarize_seed, torch.get_default_dtype())
+        made = Split(which, values, labels, rows, divisor, resamples, binarize_seed, narrow)
         return made.fix() if binarize == "fixed" else made
 
     train, validation, test = (split(which) for which in SPLITS)
-    fingerprint, (low, high) = _survey((train, validation, test), binarize, binarize_seed)
+    num_channels = train.stored.shape[1] if source.image_shape is None else _num_channels(source.image_shape)
+    # Bits are drawn from probabilities, whatever their digits.
+    digits = Narrowing(narrow, num_channels, standardized=standardize) if binarize == "none" else None
+    fingerprint, (low, high) = _survey((train, validation, test), binarize, binarize_seed, digits)
     num_levels, level_step = source.levels if binarize == "none" else (2, 1.0)
     standardization = None
     if standardize:
@@ -170,6 +183,8 @@ def load(
         )
         # Standardized values lie on no grid.
         num_levels, level_step = None, None
+    if digits is not None:
+        digits.refuse(name, _named_columns(source, num_channels), standardization)
     dataset = Dataset(
         name,
         train,
@@ -246,6 +261,33 @@ def say_scales(dataset: Dataset, *, counts: bool) -> None:
     for note in notes:
         if note is not None:
             _log.warning(note)
+
+
+def _named_columns(source: Source, num_columns: int) -> list[str]:
+    """Columns, or channels of images, in words."""
+    if source.columns is not None:
+        return [f"column {column!r}" for column in source.columns]
+    if source.image_shape is None:
+        return [f"column {p}" for p in range(num_columns)]
+    return ["the values"] if num_columns == 1 else [f"channel {c}" for c in range(num_columns)]
+
+
+def dtype_of(asked: str | torch.dtype | None) -> torch.dtype:
+    """The floating-point type that is asked for.
+
+    Args:
+        asked: as `load` takes it.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if asked is None:
+        return torch.get_default_dtype()
+    known = {"float32": torch.float32, "float64": torch.float64}
+    found = known.get(str(asked).removeprefix("torch.")) if isinstance(asked, str | torch.dtype) else None
+    if found is None:
+        raise ValueError(f"dtype={asked!r}: expected 'float32', 'float64' or None; choose one of them")
+    return found
 
 
 def _num_channels(image_shape: tuple[int, ...]) -> int:
@@ -362,8 +404,10 @@ def _split(
     return parts
 
 
-def _survey(splits: tuple[Split, ...], binarize: str, binarize_seed: int) -> tuple[str, tuple[float, float]]:
-    """The fingerprint, and the range of x in all splits, from one pass over the rows."""
+def _survey(
+    splits: tuple[Split, ...], binarize: str, binarize_seed: int, digits: Narrowing | None
+) -> tuple[str, tuple[float, float]]:
+    """The fingerprint, and the range of x in all splits, from one pass over the rows, which `digits` sees as well."""
     digest = hashlib.sha256()
     low, high = np.inf, -np.inf
     for split in splits:
@@ -373,6 +417,8 @@ def _survey(splits: tuple[Split, ...], binarize: str, binarize_seed: int) -> tup
         for _, block in blocks(split.stored):
             array = block.contiguous().numpy()
             digest.update(array.astype(kind.newbyteorder("<"), copy=False).data)
+            if digits is not None:
+                digits.add(block, is_train=split.name == "train")
             if not split.resamples:
                 observed = block[~block.isnan()] if block.is_floating_point() else block
                 if observed.numel():

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.data.arrays import find_array, read_archive, read_whole, require_memory
+from pyro_vae.data.narrowing import count_different
 from pyro_vae.data.records import Binarize, Dataset, Split
 from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import opened
@@ -218,14 +219,36 @@ class Preprocessing:
         else:
             x = wide.to(dtype) if scale == 1.0 else found.x.to(dtype) / scale
         found.require(x.isfinite() | wide.isnan(), f"a number within the range of {dtype}", "Rescale the values.")
-        if self.standardization is None and scale == 1.0:
-            rounded = (x.double() != wide) & (wide == wide.round())
-            if lossy := [name for name, lost in zip(found.columns, rounded.any(0).tolist(), strict=True) if lost]:
-                notes.append(
-                    f"Whole numbers in {_listed(lossy)} have more digits than {dtype} holds, the type of the run: they "
-                    "were rounded. A fit by --data.standardize keeps them apart."
-                )
+        if self.standardization is None and self.binarize == "none":
+            notes += self._narrowed(found, wide, x)
         return replace(found, x=x, scale=factor, shift=shift, notes=(*found.notes, *notes))
+
+    def _narrowed(self, found: NewRows, wide: Tensor, x: Tensor) -> list[str]:
+        """Refuse values that became others as x, and columns that lost what tells them apart; a note on the rest."""
+        fix = (
+            "Fit in the type that holds them, load(..., dtype='float64') (--dtype float64), or with standardize=True "
+            "(--data.standardize)."
+        )
+        tiny = torch.finfo(x.dtype).tiny
+        found.require((wide == 0) | ~(x.abs() < tiny), f"0, or a number that {x.dtype} tells from 0", fix)
+        rounded = (x.double() != wide) & (wide == wide.round())
+        if not self.is_real:
+            found.require(~rounded, f"a whole number that {x.dtype}, the type of the run, holds to the last digit", fix)
+        before, after = count_different(wide, x.dtype)
+        names = list(found.columns)
+        if collapsed := [names[p] for p in (2 * after < before).nonzero().flatten().tolist()]:
+            place = names.index(collapsed[0])
+            raise ValueError(
+                f"{found.where}: expected columns that keep their digits as {x.dtype}, the type of the run; got "
+                f"{_listed(collapsed)}: {int(before[place])} different values of {collapsed[0]!r} become "
+                f"{int(after[place])}. {fix}"
+            )
+        if lossy := [name for name, lost in zip(names, rounded.any(0).tolist(), strict=True) if lost]:
+            return [
+                f"Whole numbers in {_listed(lossy)} have more digits than {x.dtype} holds, the type of the run: they "
+                "were rounded. A fit by --data.standardize or --dtype float64 keeps them apart."
+            ]
+        return []
 
     def _find(self, data: Any, *, key: str | None, id_column: str | None) -> NewRows:  # noqa: ANN401
         """The rows as they are stored, as float64, with the notes on their columns."""

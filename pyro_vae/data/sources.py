@@ -164,6 +164,12 @@ def check_labels(where: str, labels: np.ndarray, num_data: int) -> Int[Tensor, "
             f"{where} has shape {labels.shape} and type {labels.dtype}: expected {num_data} integers, one a row, "
             "or leave the labels out"
         )
+    if labels.dtype.kind == "u" and labels.size and int(labels.max()) > 2**63 - 1:
+        # The cast would wrap it around to a negative number.
+        raise ValueError(
+            f"{where}: expected whole numbers below 2**63; got {int(labels.max())}. Number the classes: "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -177,8 +183,7 @@ def _survey(where: str, values: Rows, missing: Missing, remedy: str) -> tuple[fl
             absent = block.isnan()
             has_missing |= bool(absent.any())
             observed = block[~absent]
-            # At the type that x will have: a large float64 is infinite as float32.
-            wrong = block.to(torch.get_default_dtype()).isinf() | (absent if missing == "refuse" else False)
+            wrong = block.isinf() | (absent if missing == "refuse" else False)
             bad = wrong.any(1).nonzero().flatten()
             if len(bad) and not num_bad:
                 first_bad = start + int(bad[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.data.streams import Rows, blocks
 
-__all__ = ["ColumnStatistics", "Standardization", "column_statistics", "constant_note", "scale_note"]
+__all__ = ["ColumnStatistics", "Standardization", "column_statistics", "constant_note", "scale_note", "with_block"]
 
 # A column whose standard deviation or size is further from 1 than by this factor slows a fit down; so do columns whose
 # standard deviations differ by more. A decoder's bias moves by about one step size a step, 0.001 by default.
@@ -179,28 +179,44 @@ def column_statistics(rows: Rows, divisor: float = 1.0) -> ColumnStatistics:
     References:
         Chan, Golub & LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
-    empty = torch.zeros(rows.shape[1], dtype=torch.float64)
-    count, mean, squares = empty, empty, empty
-    low, high = empty + math.inf, empty - math.inf
-    whole = torch.ones_like(empty, dtype=torch.bool)
+    found: ColumnStatistics | None = None
     for _, stored in blocks(rows):
-        block = stored.double() / divisor if divisor != 1.0 else stored.double()
-        observed = ~block.isnan()
-        number = observed.sum(0).double()
-        whole = whole & ((block == block.round()) | ~observed).all(0)
-        low = torch.minimum(low, block.masked_fill(~observed, math.inf).amin(0))
-        high = torch.maximum(high, block.masked_fill(~observed, -math.inf).amax(0))
-        # Around a value of the column, so that sums do not lose the digits of a location far from 0.
-        centre = torch.where(count > 0, mean, low.masked_fill(~low.isfinite(), 0.0))
-        shifted = torch.where(observed, block - centre, 0.0)
-        shift = shifted.sum(0) / number.clamp(min=1)
-        own = torch.where(observed, shifted - shift, 0.0).square().sum(0)
-        both = (count + number).clamp(min=1)
-        step = centre + shift - mean
-        squares = squares + own + torch.where(count > 0, step.square() * count * number / both, 0.0)
-        mean = torch.where(count > 0, mean + step * number / both, centre + shift)
-        count = count + number
+        found = with_block(found, stored.double() / divisor if divisor != 1.0 else stored.double())
+    return _nothing_of(rows.shape[1]) if found is None else found
+
+
+def with_block(found: ColumnStatistics | None, block: Float[Tensor, "B P"]) -> ColumnStatistics:
+    """The statistics of some rows and of further ones.
+
+    Args:
+        found: those of the rows before; None: there are none.
+        block: further rows in double precision; NaN is not observed.
+    """
+    count, mean, variance, low, high, whole = _nothing_of(block.shape[1]) if found is None else found
+    squares = variance * count
+    observed = ~block.isnan()
+    number = observed.sum(0).double()
+    whole = whole & ((block == block.round()) | ~observed).all(0)
+    low = torch.minimum(low, block.masked_fill(~observed, math.inf).amin(0))
+    high = torch.maximum(high, block.masked_fill(~observed, -math.inf).amax(0))
+    # Around a value of the column, so that sums do not lose the digits of a location far from 0.
+    centre = torch.where(count > 0, mean, low.masked_fill(~low.isfinite(), 0.0))
+    shifted = torch.where(observed, block - centre, 0.0)
+    shift = shifted.sum(0) / number.clamp(min=1)
+    own = torch.where(observed, shifted - shift, 0.0).square().sum(0)
+    both = (count + number).clamp(min=1)
+    step = centre + shift - mean
+    squares = squares + own + torch.where(count > 0, step.square() * count * number / both, 0.0)
+    mean = torch.where(count > 0, mean + step * number / both, centre + shift)
+    count = count + number
     return ColumnStatistics(count, mean, squares / count.clamp(min=1), low, high, whole)
+
+
+def _nothing_of(num_columns: int) -> ColumnStatistics:
+    empty = torch.zeros(num_columns, dtype=torch.float64)
+    return ColumnStatistics(
+        empty, empty, empty, empty + math.inf, empty - math.inf, torch.ones_like(empty, dtype=torch.bool)
+    )
 
 
 def constant_note(name: str, found: ColumnStatistics, names: Sequence[str], *, remedy: str, scaled: bool) -> str | None:

@@ -190,7 +190,13 @@ class FileRows:
 
     def __getitem__(self, index: Int[Tensor, " B"] | slice) -> Shaped[Tensor, "B P"]:
         rows = self.rows[index]
-        return to_tensor(self.array.read(rows.reshape(-1).numpy())).reshape(*rows.shape, self.shape[1])
+        read = to_tensor(self.array.read(rows.reshape(-1).numpy()))
+        if read.dtype != self.dtype:
+            raise ValueError(
+                f"{self.array.path}: x: expected whole numbers below 2**63; got larger ones, {self.array.dtype}. "
+                "Subtract an offset, or save x.astype(float) if rounding them loses nothing."
+            )
+        return read.reshape(*rows.shape, self.shape[1])
 
     def take(self, index: Int[Tensor, " n"] | slice) -> FileRows:
         """These of the rows, unread."""
@@ -251,17 +257,23 @@ Rows = Tensor | FileRows | DrawnRows
 def to_tensor(array: np.ndarray) -> Shaped[Tensor, "*N"]:
     """The values in the type that they are kept in: 8-bit as it is, floating as it is, other integers as int64.
 
+    Unsigned numbers from 2**63 on become float64 where that holds all of them to the last digit, else they are refused.
+
     Booleans become int8, because uint8 means gray levels from here on. Every NaN gets the same bits.
     """
     kinds: dict[str, type] = {"b": np.int8, "u": np.int64, "i": np.int64, "f": np.float64}
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) > 2**63 - 1:
+        # As int64 it would wrap around to a negative number; float64 holds it, perhaps to the last digit.
+        wide = array.astype(np.float64)
+        # 2**64 itself has no uint64.
+        if float(wide.max()) == 2.0**64 or not np.array_equal(wide.astype(np.uint64), array):
+            raise ValueError(
+                f"x: expected whole numbers below 2**63, or those that float64 holds exactly; got {int(array.max())} "
+                f"of type {array.dtype}. Subtract an offset, or pass x.astype(float) if rounding them loses nothing."
+            )
+        array = wide
     stays = array.dtype == np.uint8 or (array.dtype.kind == "f" and array.dtype.itemsize <= 8)
     wanted = array.dtype.newbyteorder("=") if stays else kinds[array.dtype.kind]
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) > 2**63 - 1:
-        # The cast would wrap it around to a negative number.
-        raise ValueError(
-            f"x: expected whole numbers below 2**63; got {int(array.max())} of type {array.dtype}. Subtract an offset, "
-            "or pass x.astype(float) if rounding them loses nothing."
-        )
     own = np.ascontiguousarray(array, dtype=wanted)
     # A tensor cannot be read-only.
     values = torch.from_numpy(own if own.flags.writeable else own.copy())

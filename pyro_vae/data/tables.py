@@ -65,11 +65,37 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
             f"{path}: no numbers in column{'s' if len(other) > 1 else ''} {', '.join(other)}: expected numeric "
             "columns; leave them out with columns=, name one as label=, or write their values as numbers"
         )
-    x = np.column_stack([array for array in arrays.values() if array is not None])
+    x = _stacked(path, {name: array for name, array in arrays.items() if array is not None})
     labels = None if label is None else _labels(path, label, frame[label])
     found = Found(f"{path}: the table", x, labels)
     source = make_source(str(path), {"all": found}, missing=missing, remedy="frame.dropna()")
     return replace(source, columns=tuple(chosen))
+
+
+def _stacked(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The columns side by side in a type that holds all of them; whole numbers that it does not hold are refused."""
+    if all(array.dtype.kind != "u" or int(array.max()) < 2**63 for array in arrays.values()):
+        arrays = {name: array.astype(np.int64) if array.dtype.kind == "u" else array for name, array in arrays.items()}
+    x = np.column_stack(list(arrays.values()))
+    if x.dtype.kind == "f":
+        lost = {name: array for name, array in arrays.items() if array.dtype.kind in "ui" and _loses(array)}
+        if lost:
+            name, array = next(iter(lost.items()))
+            raise ValueError(
+                f"{path}: column{'s' if len(lost) > 1 else ''} {', '.join(map(repr, lost))}: expected whole numbers "
+                f"that float64 holds, beside columns of real numbers or from 2**63 on; got {int(array.max())} in "
+                f"{name!r}. Subtract an offset, or leave the column out with columns=."
+            )
+    return x
+
+
+def _loses(array: np.ndarray) -> bool:
+    """Whether whole numbers lose, as float64, what tells them apart: more than a little of their spread."""
+    if int(array.max()) <= 2**53 and int(array.min()) >= -(2**53):
+        return False
+    wide = array.astype(np.float64)
+    rounding = np.array([int(one) - int(other) for one, other in zip(array, wide, strict=True)], dtype=float)
+    return bool(np.abs(rounding).max() > 1e-4 * wide.std())
 
 
 def read_frame(path: Path) -> Any:  # noqa: ANN401
@@ -166,7 +192,17 @@ def numbers_of(column: Any) -> np.ndarray | None:  # noqa: ANN401
     if types.is_bool_dtype(column.dtype) and not column.isna().any():
         return column.to_numpy(dtype=bool)
     if types.is_integer_dtype(column.dtype) and not column.isna().any():
-        return column.to_numpy(dtype=np.int64)
+        # The cast would wrap numbers from 2**63 on around to negative ones.
+        return column.to_numpy(dtype=np.uint64 if types.is_unsigned_integer_dtype(column.dtype) else np.int64)
+    if types.is_integer_dtype(column.dtype):
+        # Numbers with gaps become real numbers, which hold whole ones up to 2**53 alone.
+        seen = column.dropna()
+        whole = seen.to_numpy(dtype=np.uint64 if types.is_unsigned_integer_dtype(column.dtype) else np.int64)
+        if len(whole) and _loses(whole):
+            raise ValueError(
+                f"column {column.name!r}: expected whole numbers below 2**53 beside missing values; got "
+                f"{int(whole.max())}. Subtract an offset, or fill the gaps in."
+            )
     if types.is_numeric_dtype(column.dtype) and not types.is_complex_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     return None
@@ -183,6 +219,11 @@ def _labels(path: Path, label: str, column: Any) -> Int[Tensor, " N"]:
     if types.is_float_dtype(column.dtype):
         raise ValueError(
             f"{path}: label {label!r} holds real numbers: expected integers or names of classes; name another column"
+        )
+    if types.is_unsigned_integer_dtype(column.dtype) and int(column.max()) > 2**63 - 1:
+        raise ValueError(
+            f"{path}: label {label!r}: expected whole numbers below 2**63; got {int(column.max())}. Number the classes "
+            "from 0 on."
         )
     if types.is_integer_dtype(column.dtype) or types.is_bool_dtype(column.dtype):
         return torch.tensor(column.to_numpy(dtype=np.int64))
