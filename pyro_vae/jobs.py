@@ -38,7 +38,7 @@ from inference.processes import alone, is_first, num_processes
 from inference.supports import is_unconstrained
 from pyro_vae import plots
 from pyro_vae.configuration import dtype_in, parameters_of
-from pyro_vae.data import Dataset, Preprocessing, Split, dtype_of, load, located, say_scales
+from pyro_vae.data import Dataset, Preprocessing, Split, describe, dtype_of, load, located, say_scales, silent
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
 from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
 from pyro_vae.folders import FIGURES, RESULTS
@@ -161,7 +161,8 @@ def _fitted(
             "(pyro-vae em)."
         )
     described = objective_to_config(objective)
-    dataset = load(**data)
+    with silent():
+        dataset = load(**data)
     parts = choose_likelihood(parts, dataset)
     sizes = Sizes(
         num_latents=num_latents,
@@ -177,9 +178,11 @@ def _fitted(
         # Neither kind of EM has an encoder; one may be fitted to the frozen model afterwards.
         modules["encoder"] = None
     vae = VAE(**modules, standardization=dataset.standardization)
-    say_units(dataset, parts)
     start_at_data(vae.prior, dataset.train, seed=seed)
     _check_support(vae.likelihood, dataset)
+    # A fit that is refused says the reason alone.
+    describe(dataset)
+    say_units(dataset, parts)
 
     terms = _term_tracker(vae, dataset, training, seed=seed)
     watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
@@ -226,10 +229,29 @@ def _check_support(likelihood: Likelihood, dataset: Dataset) -> None:
             for x in _blocks(_fixed(split)):
                 likelihood.check(x)
     except ValueError as error:
-        advice = str(error).removeprefix(repr(likelihood))
+        # What the advice says is of the numbers that the likelihood saw, which are not those of a file of 8 bits.
+        text = _in_8_bits(str(error), dataset) if dataset.is_gray else str(error)
+        advice = text.removeprefix(repr(likelihood))
         named = [name for name, part in catalog("likelihood").items() if re.search(rf"\b{part.__name__}\b", advice)]
         words = ", ".join(f"likelihood:{name}" for name in named)
-        raise ValueError(f"{error}{f' On the command line: {words}.' if named else ''}") from error
+        raise ValueError(f"{text}{f' On the command line: {words}.' if named else ''}") from error
+
+
+def _in_8_bits(text: str, dataset: Dataset) -> str:
+    """An error on a value of x, with the number that the file holds and the way to keep counts."""
+
+    def shown(match: re.Match[str]) -> str:
+        return f"{match[0]} (the 8-bit {float(match[1]) * dataset.divisor:.0f}, divided by {dataset.divisor:g})"
+
+    return f"{re.sub(r'(?<=[]] = )([0-9.e+-]*[0-9])', shown, text, count=1)} {_keep_counts(dataset)}"
+
+
+def _keep_counts(dataset: Dataset) -> str:
+    """Why counts in 8-bit integers are not what is fitted, and what to do."""
+    return (
+        f"8-bit integers are taken for gray levels and divided by {dataset.divisor:g}: if they are counts, save a "
+        'wider integer type, x.astype("int64").'
+    )
 
 
 def _term_tracker(vae: VAE, dataset: Dataset, training: Training, *, seed: int) -> TermTracker | None:
@@ -279,6 +301,13 @@ def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
         for split in (dataset.train, dataset.validation, dataset.test)
         for x in _blocks(_fixed(split))
     ):
+        if dataset.is_gray:
+            low, high = round(low * dataset.divisor), round(high * dataset.divisor)
+            raise ValueError(
+                f"likelihood: {dataset.name!r} holds 8-bit integers, from {low} to {high}: expected a choice. "
+                f"{_keep_counts(dataset)} Gray levels: binarize them (--data.binarize fixed), or choose "
+                "likelihood:discretized-logistic or, as real numbers, likelihood:gaussian-shared-scale."
+            )
         raise ValueError(
             f"likelihood: {dataset.name!r} holds values between whole numbers, from {low:g} to {high:g}: "
             "expected a choice. Binarize gray values (--data.binarize fixed), or take them as real numbers "

@@ -395,7 +395,7 @@ def _data() -> Iterator[Case]:
         ("a number", 3, "expected a name, a path"),
         ("a name that is near", "digit", "Did you mean 'digits'"),
         ("no file", "nowhere/a.npy", "a.npy"),
-        ("a folder", "/tmp", "Expected one of"),
+        ("a folder", "/tmp", "got a folder"),
         ("nested lists", [[1.0]], "expected a name, a path"),
         ("a vector", torch.rand(20), "expected rows"),
         ("no datapoint", torch.zeros(0, 3), "at least one value"),

@@ -537,7 +537,7 @@ BAD_WORDS = {
     "negative seed": (["fit", "--out={out}", "--seed=-1"], "seed"),
     "wrong likelihood": (
         ["fit", "--out={out}", "likelihood:bernoulli"],
-        r"--data\.binarize fixed.*On the command line: likelihood:binomial, .*likelihood:continuous-bernoulli\.$",
+        r"--data\.binarize fixed.*On the command line: likelihood:binomial, .*likelihood:poisson\.$",
     ),
     "too few counts": (
         ["fit", "--out={out}", "likelihood:binomial", "--likelihood.total-count=3"],

@@ -574,3 +574,21 @@ def test_split_methods_refuse(save):
         dynamic.fix(seed=-1)
     with pytest.raises(ValueError, match="expected n at least 1, got 0"):
         dynamic.head(0)
+
+
+@pytest.mark.parametrize(
+    ("x", "noted"),
+    [
+        pytest.param(np.array([[0, 9]] * 20, np.uint8), True, id="small"),
+        pytest.param(np.array([[0, 127]] * 20, np.uint8), True, id="half"),
+        pytest.param(np.array([[0, 128]] * 20, np.uint8), False, id="gray levels"),
+        pytest.param(np.array([[0, 1]] * 20, np.uint8), False, id="bits"),
+        pytest.param(np.array([[0, 9]] * 20, np.uint16), False, id="wider"),
+    ],
+)
+def test_small_8_bit_integers_are_noted(save, caplog, x, noted):
+    data = load(save(x))
+    assert (f"{x.max()} is the largest of its 8-bit integers" in caplog.text) is noted
+    assert (f"(8-bit integers 0 .. {x.max()}, divided by 255)" in repr(data)) is (data.divisor == 255)
+    caplog.clear()
+    assert "8-bit" not in repr(load(save(x.clip(0, 1)), binarize="fixed")) and not caplog.text

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +125,50 @@ def test_an_objective_that_a_run_cannot_keep_is_refused_before_the_fit():
 def test_svi_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="encoder: expected one for the engine svi.*pyro-vae em"):
         run(tmp_path, encoder=None)
+
+
+EIGHT_BITS = np.random.default_rng(0).poisson(2.0, (100, 10)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "message"),
+    [
+        pytest.param(None, "holds 8-bit integers, from 0 to 9: expected a choice", id="none"),
+        pytest.param(("negative-binomial", {}), r"0\.00784314 \(the 8-bit 2, divided by 255\)", id="counts"),
+        pytest.param(("bernoulli", {}), r"0\.00784314 \(the 8-bit 2, divided by 255\)", id="bits"),
+        pytest.param(("binomial", {}), "8-bit integers, of which 9 is the largest", id="no total"),
+        pytest.param(("binomial", {"total_count": 9}), r"\(the 8-bit 2, divided by 255\)", id="total"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["svi", "em"])
+def test_counts_in_8_bits_are_named_as_the_file_has_them(tmp_path, engine, likelihood, message):
+    np.save(tmp_path / "x.npy", EIGHT_BITS)
+    chosen = None if likelihood is None else options("likelihood", likelihood[0], **likelihood[1])
+    with pytest.raises(ValueError, match=rf'{message}.*x\.astype\("int64"\)') as error:
+        fit_run(
+            tmp_path,
+            data={"name_or_path": str(tmp_path / "x.npy")},
+            parts=Parts(likelihood=chosen, **NETWORKS),
+            num_latents=2,
+            engine=engine,
+            training=BRIEF,
+            seed=0,
+        )
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["svi", "em"])
+def test_the_total_that_is_chosen_covers_held_out_counts(tmp_path, engine):
+    x = np.random.default_rng(0).poisson(2.0, (100, 3))
+    x[load(x).test.rows[0], 1] = 25
+    np.save(tmp_path / "x.npy", x)
+    made = fit_run(
+        tmp_path,
+        data={"name_or_path": str(tmp_path / "x.npy")},
+        parts=Parts(likelihood=None, **NETWORKS),
+        num_latents=2,
+        engine=engine,
+        training=BRIEF,
+        seed=0,
+    )
+    assert "Binomial(25)" in repr(made.vae) and "Binomial(25)" in repr(open_run(tmp_path).vae)

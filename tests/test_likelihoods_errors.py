@@ -87,6 +87,20 @@ def test_check_names_the_value_and_where_it_is(likelihood, value, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "likelihood",
+    [Bernoulli(), ContinuousBernoulli(), Beta(), Binomial(3), DiscretizedLogistic(4, 1.0), Categorical(4, 1.0)],
+    ids=lambda likelihood: type(likelihood).__name__,
+)
+def test_the_advice_for_counts_is_a_likelihood_of_counts(likelihood):
+    with pytest.raises(ValueError, match="NegativeBinomial or Poisson") as error:
+        likelihood.check(torch.tensor([[0.0, 1.0], [5.0, 2.0]]))
+    assert "Gaussian" not in str(error.value)
+    with pytest.raises(ValueError) as error:
+        likelihood.check(torch.tensor([[0.0, 1.0], [-5.0, 2.5]]))
+    assert "Gaussian" in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_levels", [2, 17, 256, 65_536])
 def test_levels_are_accepted_however_they_were_computed(num_levels, dtype):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_vae.data.loading import dtype_of, load, located, say_scales, silent
+from pyro_vae.data.loading import describe, dtype_of, load, located, say_scales, silent
 from pyro_vae.data.named import NAMED
 from pyro_vae.data.preprocessing import NewRows, Preprocessing
 from pyro_vae.data.records import Binarize, Dataset, Split
@@ -16,6 +16,7 @@ __all__ = [
     "Preprocessing",
     "Split",
     "Standardization",
+    "describe",
     "dtype_of",
     "load",
     "located",

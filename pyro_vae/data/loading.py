@@ -37,7 +37,7 @@ from pyro_vae.data.streams import Rows, blocks, take
 from pyro_vae.data.tables import read_table
 from pyro_vae.names import did_you_mean
 
-__all__ = ["dtype_of", "load", "located", "say_scales", "silent"]
+__all__ = ["describe", "dtype_of", "load", "located", "say_scales", "silent"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ _TABLES = (".csv", ".parquet")
 _FILES = (".npy", ".npz", *_TABLES)
 # Rows of a file that stays on disk by which the scales of its columns are judged.
 _SAMPLED = 20_000
+# Images whose brightest pixel is below half of 8 bits are rare, and counts above it, too.
+_DARK = 127
 # Which files an option is for.
 _OPTIONS = {"key": (".npz",), "label_key": (".npz",), "columns": _TABLES, "label": _TABLES, "stream": (".npy",)}
 
@@ -83,7 +85,8 @@ def load(
       file is.
 
     In arrays, 8-bit unsigned integers are gray levels and are divided by 255, unless the largest is 1, when they are
-    taken as binary; booleans become 0 and 1; every other type is taken as it is (so counts want a wider integer type).
+    taken as binary; booleans become 0 and 1; every other type is taken as it is. So counts want a wider integer type,
+    and one line says so where the largest 8-bit value is at most 127.
     In tables no integers are gray levels.
 
     Digits are not lost without a word: x is float32 by default, and where that would make other whole numbers of whole
@@ -205,8 +208,7 @@ def load(
         is_real=next(iter(source.parts.values())).values.dtype.is_floating_point,
         standardization=standardization,
     )
-    if num_levels is None:
-        say_scales(dataset, counts=False)
+    describe(dataset)
     return dataset
 
 
@@ -221,6 +223,22 @@ def silent() -> Iterator[None]:
         yield
     finally:
         _is_silent.reset(token)
+
+
+def describe(dataset: Dataset) -> None:
+    """Log what a user may not expect of data as they were read: 8 bits that may be counts, and scales.
+
+    Args:
+        dataset: the data.
+    """
+    high = dataset.max_value * dataset.divisor
+    if dataset.is_gray and dataset.standardization is None and high < _DARK + 0.5 and not _is_silent.get():
+        _log.warning(
+            f"{dataset.name}: {high:.0f} is the largest of its 8-bit integers, which are taken for gray levels and "
+            f'divided by {dataset.divisor:g}. For counts save a wider integer type: x.astype("int64").'
+        )
+    if dataset.num_levels is None:
+        say_scales(dataset, counts=False)
 
 
 def say_scales(dataset: Dataset, *, counts: bool) -> None:

@@ -184,11 +184,19 @@ class Dataset:
         """Number of data values in one datapoint, P."""
         return self.train.stored.shape[1]
 
+    @property
+    def is_gray(self) -> bool:
+        """Whether x are 8-bit integers that were divided by 255, which is for gray levels and not for counts."""
+        return self.binarize == "none" and self.divisor == 255
+
     def __repr__(self) -> str:
         kind = "rows" if self.image_shape is None else f"{' x '.join(map(str, self.image_shape))} images"
         low, high = self.min_value, self.max_value
         seed = "" if self.binarize == "none" else f" (seed {self.binarize_seed})"
         lines = [f"Dataset {self.name}: {kind} of {self.num_values} values in {low:g} .. {high:g}"]
+        if self.is_gray:
+            ends = "" if self.standardization is not None else f" {low * self.divisor:.0f} .. {high * self.divisor:.0f}"
+            lines[0] += f" (8-bit integers{ends}, divided by {self.divisor:g})"
         if self.standardization is not None:
             lines[0] += ", standardized"
         if self.has_missing:

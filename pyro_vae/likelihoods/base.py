@@ -17,6 +17,12 @@ __all__ = ["Likelihood"]
 _MASK = "Missing values need mask=True (on the command line --likelihood.mask), which leaves them out of log p(x)."
 
 
+def _are_counts(x: Tensor) -> bool:
+    """Whether the values that were observed are whole numbers from 0, and some are above 1."""
+    seen = x[~x.isnan()]
+    return bool(((seen >= 0) & (seen == seen.round()) & seen.isfinite()).all()) and bool((seen > 1).any())
+
+
 class Likelihood(nn.Module):
     """A distribution over the data values given the decoder's output.
 
@@ -32,6 +38,7 @@ class Likelihood(nn.Module):
         support: which data values have positive density.
         expected: the support in words, for the error.
         advice: what to do with data outside the support, for the error.
+        counts_advice: the same where all data are whole numbers from 0, and not only zeros and ones.
         inside: a number in the support.
     """
 
@@ -40,6 +47,10 @@ class Likelihood(nn.Module):
     support: constraints.Constraint
     expected: str
     advice: ClassVar[str]
+    counts_advice: ClassVar[str] = (
+        "For counts choose NegativeBinomial or Poisson, or Binomial where the largest count possible is known; for "
+        "gray values divide by the largest possible, 255 for 8 bits."
+    )
     inside: ClassVar[float] = 0.0
 
     def __init__(self, *, mask: bool = False) -> None:
@@ -118,7 +129,7 @@ class Likelihood(nn.Module):
         if wrong.any():
             where = tuple(torch.nonzero(wrong)[0].tolist())
             value = x[where].item()
-            advice = _MASK if math.isnan(value) else self.advice
+            advice = _MASK if math.isnan(value) else self.counts_advice if _are_counts(x) else self.advice
             raise ValueError(f"{self!r}: expected {self.expected}; got x{list(where)} = {value:g}. {advice}")
 
     def on_floor(self, decoder_output: Float[Tensor, "*B R"]) -> Bool[Tensor, "*B P"]:

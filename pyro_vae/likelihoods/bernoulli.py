@@ -35,6 +35,10 @@ class Bernoulli(Likelihood):
         "or choose another likelihood: Binomial for counts, DiscretizedLogistic or ContinuousBernoulli for gray "
         "values, Gaussian for real numbers."
     )
+    counts_advice = (
+        "For counts choose NegativeBinomial or Poisson, or Binomial where the largest count possible is known; "
+        'binarize gray values with load(..., binarize="fixed"), on the command line --data.binarize fixed.'
+    )
 
     def forward(self, decoder_output: Float[Tensor, "*B P"]) -> Distribution:
         """The distribution of x: batch shape `*B`, event shape (P,)."""

@@ -42,6 +42,7 @@ class Binomial(Likelihood):
         "Raise total_count to the largest count possible, or choose NegativeBinomial or Poisson, which have none; for "
         "real numbers choose Gaussian."
     )
+    counts_advice = advice.partition(";")[0] + "."
 
     def __init__(self, total_count: int, *, mask: bool = False) -> None:
         super().__init__(mask=mask)
@@ -51,12 +52,18 @@ class Binomial(Likelihood):
 
     @classmethod
     def from_context(
-        cls, max_value: float | None = None, *, total_count: int | None = None, mask: bool = False
+        cls,
+        max_value: float | None = None,
+        level_step: float | None = None,
+        *,
+        total_count: int | None = None,
+        mask: bool = False,
     ) -> Self:
         """The likelihood with the data's largest value as the total, unless another is chosen.
 
         Args:
             max_value: largest value in the data.
+            level_step: step between the values; of 8-bit gray levels, which are no counts, it is below 1.
             total_count: largest count possible; None takes the largest value in the data.
             mask: whether NaN stands for a value that was not observed and is marginalised; NaN is refused otherwise.
 
@@ -64,6 +71,12 @@ class Binomial(Likelihood):
             ValueError: the largest value is not a positive whole number.
         """
         if total_count is None:
+            if max_value is not None and level_step is not None and level_step < 1:
+                raise ValueError(
+                    "Binomial: total_count: expected counts to take it from; got 8-bit integers, of which "
+                    f"{max_value / level_step:.0f} is the largest, taken for gray levels and divided by "
+                    f'{1 / level_step:.0f}. For counts save a wider integer type, x.astype("int64").'
+                )
             if max_value is None or max_value < 1 or max_value % 1:
                 came = (
                     "nothing known of the data" if max_value is None else f"data whose largest value is {max_value:g}"

@@ -23,6 +23,10 @@ class _OnLevels(Likelihood):
         "Keep the data on the levels they came on, neither rescaled nor with noise added; for real numbers choose "
         "Gaussian."
     )
+    counts_advice = (
+        "Raise num_levels to the number of levels possible, or for counts choose NegativeBinomial or Poisson, which "
+        "have no largest."
+    )
 
     def __init__(self, num_levels: int, level_step: float, *, mask: bool) -> None:
         super().__init__(mask=mask)
