@@ -130,7 +130,15 @@ class Run:
                 return Preprocessing.from_config(kept)
         return Preprocessing.of(self.dataset)
 
-    def read_rows(self, x: Any, *, key: str | None = None, id_column: str | None = None) -> NewRows:  # noqa: ANN401
+    def read_rows(
+        self,
+        x: Any,
+        *,
+        key: str | None = None,
+        id_column: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
+    ) -> NewRows:  # noqa: ANN401
         """Read new rows as those of the fit were read: what `score`, `encode` and `impute` begin with.
 
         Args:
@@ -138,6 +146,8 @@ class Run:
                 images, in the unit of the fit's file; or a `Split` of `dataset`.
             key: array of a .npz file that holds the rows; None: as in the fit's file, else x.
             id_column: column of a table that identifies its rows; it is copied into what is written.
+            separator: of a .csv file, the character between columns; None: as in the fit's file.
+            decimal: of a .csv file, the decimal mark, "." or ","; None: as in the fit's file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -147,12 +157,18 @@ class Run:
         likelihood = self.vae.likelihood
         if key is None and isinstance(x, str | os.PathLike) and os.fspath(x).endswith(".npz"):
             key = self.config["data"].get("load", {}).get("key")
+        if isinstance(x, str | os.PathLike) and os.fspath(x).endswith(".csv"):
+            fitted = self.config["data"].get("load", {})
+            separator = fitted.get("separator") if separator is None else separator
+            decimal = fitted.get("decimal") if decimal is None else decimal
         rows = self.preprocessing.read(
             x,
             dtype=next(self.vae.parameters()).dtype,
             allow_missing=likelihood.mask,
             key=key,
             id_column=id_column,
+            separator=separator,
+            decimal=decimal,
         )
         right = likelihood.support.check(rows.x) | rows.x.isnan()
         rows.require(right, f"{likelihood.expected}, for {likelihood!r}", "Correct the value, or drop the row.")
@@ -169,6 +185,8 @@ class Run:
         num_temperatures: int = 100,
         key: str | None = None,
         id_column: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
         resume: Resume | None = None,
         seed: int = 0,
     ) -> Scores:
@@ -182,6 +200,8 @@ class Run:
             num_temperatures: temperatures of annealing.
             key: array of a .npz file that holds the rows; None: x.
             id_column: column of a table that identifies its rows.
+            separator: of a .csv file, the character between columns; None: as in the fit's file.
+            decimal: of a .csv file, the decimal mark, "." or ","; None: as in the fit's file.
             resume: where what is done is kept, so that the same call goes on after it was killed.
             seed: of all draws. A row's numbers depend on the seed, its values and its number; in another order they
                 differ by their Monte Carlo error.
@@ -193,7 +213,7 @@ class Run:
             FileNotFoundError: there is no such file.
             ValueError: the rows are refused, or `gaps` were asked of a run without an encoder.
         """
-        rows = self.read_rows(x, key=key, id_column=id_column)
+        rows = self.read_rows(x, key=key, id_column=id_column, separator=separator, decimal=decimal)
         return score(
             self.vae,
             rows,
@@ -212,6 +232,8 @@ class Run:
         num_draws: int | None = None,
         key: str | None = None,
         id_column: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
         seed: int = 0,
     ) -> Encoded:
         """Mean and standard deviation of q(z | x) of each row, and draws of it where they are asked for.
@@ -223,13 +245,20 @@ class Run:
             num_draws: draws of q that are kept for each row; None: none.
             key: array of a .npz file that holds the rows; None: x.
             id_column: column of a table that identifies its rows.
+            separator: of a .csv file, the character between columns; None: as in the fit's file.
+            decimal: of a .csv file, the decimal mark, "." or ","; None: as in the fit's file.
             seed: of the draws and of the search.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the rows are refused, or a number is out of range.
         """
-        return encode(self.vae, self.read_rows(x, key=key, id_column=id_column), num_draws=num_draws, seed=seed)
+        return encode(
+            self.vae,
+            self.read_rows(x, key=key, id_column=id_column, separator=separator, decimal=decimal),
+            num_draws=num_draws,
+            seed=seed,
+        )
 
     def impute(
         self,
@@ -239,6 +268,8 @@ class Run:
         num_importance_draws: int = 5000,
         key: str | None = None,
         id_column: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
         seed: int = 0,
     ) -> Imputed:
         """Fill in the values that were not observed: posterior mean and sd given the observed ones, or draws.
@@ -250,6 +281,8 @@ class Run:
             num_importance_draws: importance draws of z for each row.
             key: array of a .npz file that holds the rows; None: x.
             id_column: column of a table that identifies its rows.
+            separator: of a .csv file, the character between columns; None: as in the fit's file.
+            decimal: of a .csv file, the decimal mark, "." or ","; None: as in the fit's file.
             seed: of all draws.
 
         Returns:
@@ -259,7 +292,7 @@ class Run:
             FileNotFoundError: there is no such file.
             ValueError: the rows are refused, or the likelihood does not leave out missing values.
         """
-        rows = self.read_rows(x, key=key, id_column=id_column)
+        rows = self.read_rows(x, key=key, id_column=id_column, separator=separator, decimal=decimal)
         return impute(self.vae, rows, num_draws=num_draws, num_importance_draws=num_importance_draws, seed=seed)
 
     @property

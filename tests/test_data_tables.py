@@ -3,6 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
+import pyro_vae.jobs
+from pyro_vae import open_run
+from pyro_vae.cli import main
 from pyro_vae.data import load
 
 FRAME = pd.DataFrame(
@@ -190,14 +193,145 @@ def test_missing_table(tmp_path):
         load(tmp_path / "missing.csv")
 
 
-@pytest.mark.parametrize("options", [{"sep": ";", "decimal": ","}, {"sep": "\t"}], ids=["semicolon", "tab"])
-def test_other_separators_are_named(save, options):
-    with pytest.raises(ValueError, match="other separators, decimal commas or a trailing comma.*sep=';'"):
-        load(save(FRAME[NUMBERS], **options))
+REAL = FRAME[["height", "weight", "visits"]].round(3)
+
+
+def same_rows(data, frame):
+    expected = torch.tensor(frame.to_numpy(dtype=float))
+    return all(torch.equal(split.tensor(), expected[split.rows]) for split in splits(data))
+
+
+@pytest.mark.parametrize(
+    ("write", "asked"),
+    [
+        pytest.param({"sep": ";", "decimal": ","}, {"separator": ";", "decimal": ","}, id="German"),
+        pytest.param({"sep": ";"}, {"separator": ";"}, id="semicolons"),
+        pytest.param({"sep": "\t", "decimal": ","}, {"separator": "tab", "decimal": ","}, id="tabs"),
+        pytest.param({"sep": "|"}, {"separator": "|", "decimal": "."}, id="bars"),
+        pytest.param({"decimal": ",", "quoting": 1}, {"decimal": ","}, id="quoted decimal commas"),
+        pytest.param({"quoting": 1, "encoding": "utf-8-sig"}, {}, id="a byte order mark"),
+        pytest.param({"lineterminator": "\r\n\r\n"}, {}, id="empty lines"),
+    ],
+)
+def test_separators_and_decimals(save, write, asked):
+    data = load(save(REAL, **write), **asked)
+    assert data.columns == tuple(REAL)
+    assert same_rows(data, REAL)
+
+
+def test_separators_within_names_and_quotation_marks_are_text(save):
+    frame = REAL.set_axis(["dose; mg", 'a "b", c', "d\ne"], axis=1)
+    data = load(save(frame))
+    assert data.columns == tuple(frame)
+    assert same_rows(data, frame)
+    one = frame[["dose; mg"]]
+    assert same_rows(load(save(one)), one)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        pytest.param("a;b\n1,5;2\n", {}, r"first line has none, but semicolons, and .* decimal commas.*"
+                     r"separator=\";\", decimal=\",\" \(--data.separator ';' --data.decimal ,\)", id="German"),
+        pytest.param("a;b\n1.5;2\n", {}, r"but semicolons: 'a;b'. Read it with separator=\";\" \(", id="semicolons"),
+        pytest.param("a\tb\n1\t2\n", {}, "but tabs.*separator=\"tab\"", id="tabs"),
+        pytest.param("a b c\n1 2 3\n", {}, "but spaces", id="spaces"),
+        pytest.param("a,b\n1.5,2\n", {"separator": ";", "decimal": ","}, r'but commas.*separator=",", decimal="\."',
+                     id="commas"),
+        pytest.param("a,b\n1,2\n3,4,\n", {}, "line 3 has 3 fields, the first line 2 .*end of each row", id="trailing"),
+        pytest.param("a,b\n0,1,0,2\n", {}, "line 2 has 4 fields.*decimal commas", id="decimal commas"),
+        pytest.param("a,b\nx1,1.5,2.5\n", {}, "line 2 has 3 fields.*names of rows", id="names of rows"),
+        pytest.param('a,b\n"1\n",2\n\n3\n', {}, "line 5 has 1 fields.*cut short", id="cut short"),
+        pytest.param("a,b,\n1,2\n", {}, "line 2 has 2 fields, the first line 3.*end of the first line", id="header"),
+        pytest.param("a,b,\n1,2,\n", {}, "without a name .number 3 of 3., perhaps a separator", id="trailing in all"),
+        pytest.param('a,b\n"1,5",2\n', {}, r"column 'a': expected numbers; got '1,5', with a decimal comma.*decimal ,",
+                     id="quoted decimals"),
+        pytest.param("a;b\n1,5;2\n", {"separator": ";"}, r"'a': .*'1,5', with a decimal comma", id="decimals unsaid"),
+        pytest.param('a,b\n"1,234.5",2\n7,8\n', {}, "'1,234.5', with a mark between thousands", id="thousands"),
+        pytest.param("a;b\n1.234,5;2\n", {"separator": ";", "decimal": ","}, "'1.234,5', with a mark", id="points"),
+        pytest.param("a;b\n1.234;2\n2,5;3\n", {"separator": ";", "decimal": ","}, "'1.234', with a mark", id="both"),
+        pytest.param("a;b\n1.234;2\n", {"separator": ";", "decimal": ","}, "decimal point or a mark", id="unclear"),
+        pytest.param("a;b\n1.5;2\n", {"separator": ";", "decimal": ","}, r'decimal point: .*decimal="\."', id="point"),
+        pytest.param('a,b\n1,"2,5"\n', {"label": "b"}, "'b': expected numbers; got '2,5'", id="label"),
+        pytest.param("1.5,2.5\n3,4\n", {}, "first line holds numbers", id="no names"),
+        pytest.param("1,1\n3,4\n", {}, "first line holds numbers", id="no names, twice the same"),
+        pytest.param("1,5;2,5\n3;4\n", {"separator": ";", "decimal": ","}, "first line holds numbers",
+                     id="no names, commas"),
+        pytest.param("a,b,a\n1,2,3\n", {}, "different names; 'a' is there twice", id="twice"),
+        pytest.param("a,é\n1,2\n".encode("latin-1"), {}, "byte 0xe9 is no UTF-8", id="latin-1"),
+        pytest.param("a,b\n1,2\n".encode("utf-16"), {}, "is no UTF-8", id="utf-16"),
+    ],
+)  # fmt: skip
+def test_files_that_would_be_read_wrong(tmp_path, text, options, message):
+    path = tmp_path / "data.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        load(path, missing="keep", **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.npy", {"separator": ";"}, r"separator=';': an option of .csv files"),
+        ("a.parquet", {"decimal": ","}, "decimal=',': an option of .csv files"),
+        ("digits", {"decimal": "."}, "an option of .csv files"),
+        ("a.csv", {"separator": ";;"}, "separator=';;': expected one character"),
+        ("a.csv", {"separator": "\n"}, "expected one character"),
+        ("a.csv", {"separator": 3}, "separator=3: expected one character"),
+        ("a.csv", {"decimal": ";"}, "decimal=';': expected '.' or ','"),
+    ],
+)
+def test_bad_separators(tmp_path, name, options, message):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=message):
+        load(name if name == "digits" else tmp_path / name, **options)
 
 
 def test_trailing_commas_are_refused(save, tmp_path):
     lines = FRAME[NUMBERS].to_csv(index=False).splitlines()
     (tmp_path / "tail.csv").write_text("\n".join([lines[0], *(line + "," for line in lines[1:])]))
-    with pytest.raises(ValueError, match="a trailing comma in each row"):
+    with pytest.raises(ValueError, match="line 2 has 6 fields, the first line 5 names.*at the end of each row"):
         load(tmp_path / "tail.csv", missing="keep")
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        pytest.param(REAL.assign(a=["1,5"] * 20), "'a': .* got '1,5', .*write decimal points", id="commas"),
+        pytest.param(REAL.assign(a=[[1, 2]] * 20), "no numbers in column 'a'", id="lists"),
+        pytest.param(REAL.assign(__index_level_0__=range(20)), "without a name .number 4 of 4., .* index", id="index"),
+        pytest.param(pd.concat([REAL, REAL[["height"]]], axis=1), "'height' is there twice", id="twice"),
+    ],
+)  # fmt: skip
+def test_parquet_that_would_be_read_wrong(monkeypatch, tmp_path, frame, message):
+    with pytest.raises(ValueError, match=message):
+        load(parquet(monkeypatch, tmp_path, frame))
+
+
+def test_a_stored_index_is_no_data(tmp_path):
+    pytest.importorskip("pyarrow")
+    REAL.set_index(np.arange(20) * 3).to_parquet(tmp_path / "data.parquet")
+    assert same_rows(load(tmp_path / "data.parquet"), REAL)
+
+
+def test_the_command_line_takes_separators(save, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pyro_vae.jobs, "_draw", lambda *arguments, **options: None)
+    path = save(REAL, sep=";", decimal=",")
+    common = ["--data", path, "--num-latents", "1", "--training.epochs", "1", "--data.standardize"]
+    parts = ["likelihood:gaussian-shared-scale"]
+    assert main(["fit", "--out", str(tmp_path / "no"), *common, *parts]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--data.separator ';' --data.decimal ," in said
+    asked = ["--data.separator", ";", "--data.decimal", ","]
+    out = tmp_path / "run"
+    assert main(["fit", "--out", str(out), *common, *asked, *parts]) == 0
+    assert open_run(out).dataset.columns == tuple(REAL)
+    assert main(["encode", str(out), path, "--out", str(tmp_path / "a.csv")]) == 0
+    REAL.to_csv(tmp_path / "new.csv", index=False)
+    capsys.readouterr()
+    assert main(["encode", str(out), str(tmp_path / "new.csv"), "--out", str(tmp_path / "b.csv")]) == 2
+    assert "--separator , --decimal ." in capsys.readouterr().err
+    again = ["--separator", ",", "--decimal", "."]
+    assert main(["encode", str(out), str(tmp_path / "new.csv"), "--out", str(tmp_path / "b.csv"), *again]) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()

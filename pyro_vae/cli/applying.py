@@ -31,6 +31,8 @@ class _Applying:
         overwrite: replace a file that is there.
         key: array of an .npz file that holds the rows, where it is not called x.
         id: column of a table that identifies its rows; it is copied into what is written.
+        separator: character between the columns of a .csv file, such as ';' or tab; by default as in the fit's file.
+        decimal: decimal mark of a .csv file; by default as in the fit's file.
         seed: of all draws.
         json: print the summary as JSON alone on standard output.
     """
@@ -41,6 +43,8 @@ class _Applying:
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     key: str | None = None
     id: str | None = None
+    separator: str | None = None
+    decimal: Literal[".", ","] | None = None
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -49,7 +53,8 @@ class _Applying:
         run = open_run(self.run)
         out = self.run / f"{self.file.stem}.{what}.csv" if self.out is None else self.out
         require_target(out, overwrite=self.overwrite, source=self.file)
-        found = work(run, {"key": self.key, "id_column": self.id, "seed": self.seed}, out)
+        form = {"separator": self.separator, "decimal": self.decimal}
+        found = work(run, {"key": self.key, "id_column": self.id, "seed": self.seed, **form}, out)
         if not is_first():
             return
         found.save(out, overwrite=self.overwrite)

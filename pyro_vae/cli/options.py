@@ -71,6 +71,8 @@ class DataOptions:
         label_key: array of an .npz file that holds labels.
         columns: columns of a table that make up x; all but the label by default.
         label: column of a table that holds labels.
+        separator: character between the columns of a .csv file, such as ';', '|' or tab; a comma by default.
+        decimal: decimal mark of a .csv file, a point by default.
         stream: read rows of an .npy file when they are needed; by default where it is larger than 1 GiB.
         standardize: fit every column minus its mean, divided by its standard deviation, both of the training split;
             log densities, draws and pictures stay in the columns' own units. For likelihoods of real numbers.
@@ -88,6 +90,8 @@ class DataOptions:
     label_key: str | None = None
     columns: tuple[str, ...] | None = None
     label: str | None = None
+    separator: str | None = None
+    decimal: Literal[".", ","] | None = None
     stream: bool | None = None
     standardize: bool = False
     dtype: Annotated[Literal["float32", "float64"] | None, tyro.conf.arg(prefix_name=False)] = None

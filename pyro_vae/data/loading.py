@@ -48,7 +48,13 @@ _SAMPLED = 20_000
 # Images whose brightest pixel is below half of 8 bits are rare, and counts above it, too.
 _DARK = 127
 # Which files an option is for.
-_OPTIONS = {"key": (".npz",), "label_key": (".npz",), "columns": _TABLES, "label": _TABLES, "stream": (".npy",)}
+_OPTIONS = {
+    "key": (".npz",),
+    "label_key": (".npz",),
+    "columns": _TABLES,
+    "label": _TABLES,
+    "stream": (".npy",),
+} | dict.fromkeys(("separator", "decimal"), (".csv",))
 
 
 def load(
@@ -64,6 +70,8 @@ def load(
     label_key: str | None = None,
     columns: Sequence[str] | None = None,
     label: str | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
     stream: bool | None = None,
     standardize: bool = False,
     dtype: str | torch.dtype | None = None,
@@ -110,6 +118,8 @@ def load(
         label_key: of a .npz file, the name of the labels where they are not y or labels.
         columns: of a table, the columns of x, in this order; None: all but the labels.
         label: of a table, the column of the labels; names of classes are numbered in sorted order.
+        separator: of a .csv file, the character between columns, such as ";" or "tab"; None: a comma.
+        decimal: of a .csv file, the decimal mark, "." or ","; None: a point.
         stream: of a .npy file, whether its rows stay on disk until they are asked for; None: where it is larger than 1
             GiB. The data and their fingerprint are the same either way.
         standardize: whether x is (value - mean) / standard deviation of each column, by the values observed in the
@@ -154,6 +164,7 @@ def load(
     is_named = isinstance(name_or_path, str | os.PathLike)
     name = os.fspath(name_or_path) if is_named else type(name_or_path).__name__  # type: ignore[arg-type]
     options = {"key": key, "label_key": label_key, "columns": columns, "label": label, "stream": stream}
+    options |= {"separator": separator, "decimal": decimal}
     _check_options(name, "" if name in NAMED or not is_named else Path(name).suffix, options)
     source = _open(name, missing, options) if is_named else read_object(name_or_path, missing=missing)
     if binarize != "none":
@@ -349,7 +360,8 @@ def _open(name: str, missing: Missing, options: dict[str, Any]) -> Source:
     if path.suffix == ".npz":
         return read_npz(path, missing=missing, key=options["key"], label_key=options["label_key"])
     if path.suffix in _TABLES:
-        return read_table(path, missing=missing, columns=options["columns"], label=options["label"])
+        asked = {option: options[option] for option in ("columns", "label", "separator", "decimal")}
+        return read_table(path, missing=missing, **asked)
     if path.is_dir():
         raise ValueError(
             f"{name}: expected a data set's name or a file ending in {', '.join(_FILES[:-1])} or {_FILES[-1]}; got a "

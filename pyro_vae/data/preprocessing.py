@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.data.arrays import find_array, read_archive, read_whole, require_memory
+from pyro_vae.data.delimited import Form, unlike_numbers
 from pyro_vae.data.narrowing import count_different
 from pyro_vae.data.records import Binarize, Dataset, Split
 from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import opened
-from pyro_vae.data.tables import numbers_of, read_frame
+from pyro_vae.data.tables import check_header, numbers_of, read_frame
 from pyro_vae.names import did_you_mean
 
 __all__ = ["NewRows", "Preprocessing"]
@@ -169,6 +170,8 @@ class Preprocessing:
         allow_missing: bool = False,
         key: str | None = None,
         id_column: str | None = None,
+        separator: str | None = None,
+        decimal: str | None = None,
     ) -> NewRows:
         """Read rows as those of the fit were read; one row is enough, and labels need not be there.
 
@@ -183,13 +186,20 @@ class Preprocessing:
             allow_missing: whether NaN stands for a value that was not observed; it is refused otherwise.
             key: array of a .npz file that holds the rows; None: x.
             id_column: column of a table that identifies its rows.
+            separator: of a .csv file, the character between columns, such as ";" or "tab"; None: a comma.
+            decimal: of a .csv file, the decimal mark, "." or ","; None: a point.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: the rows cannot be read, lack a column, have another shape, or hold values that the fit's data
                 could not; the message names row and column.
         """
-        found = self._find(data, key=key, id_column=id_column)
+        form = Form(separator=separator, decimal=decimal, prefix="--")
+        if not (isinstance(data, str | os.PathLike) and os.fspath(data).endswith(".csv")):
+            where = data if isinstance(data, str | os.PathLike) else type(data).__name__
+            _refuse_option("separator", separator, where, ".csv files")
+            _refuse_option("decimal", decimal, where, ".csv files")
+        found = self._find(data, key=key, id_column=id_column, form=form)
         found.require(
             ~found.x.isinf() if allow_missing else found.x.isfinite(),
             "a finite number" + (", or nothing where a value was not observed" if allow_missing else ""),
@@ -250,7 +260,7 @@ class Preprocessing:
             ]
         return []
 
-    def _find(self, data: Any, *, key: str | None, id_column: str | None) -> NewRows:  # noqa: ANN401
+    def _find(self, data: Any, *, key: str | None, id_column: str | None, form: Form) -> NewRows:  # noqa: ANN401
         """The rows as they are stored, as float64, with the notes on their columns."""
         if isinstance(data, str | os.PathLike):
             path = Path(data).expanduser()
@@ -264,14 +274,8 @@ class Preprocessing:
             if path.suffix in (".csv", ".parquet"):
                 _refuse_option("key", key, path, ".npz files")
                 with opened(path):
-                    frame = read_frame(path)
-                if path.suffix == ".csv" and type(frame.index).__name__ != "RangeIndex":
-                    # Pandas takes what is too much for an index, and every value for its neighbour's.
-                    raise ValueError(
-                        f"{path}: expected as many values in a row as the first line has names; got more. Look for a "
-                        "comma at the end of rows, or decimal commas."
-                    )
-                return self._from_frame(str(path), frame, id_column)
+                    frame = read_frame(path, form)
+                return self._from_frame(str(path), frame, id_column, form if path.suffix == ".csv" else None)
             _refuse_option("id_column", id_column, path, "tables")
             return self._from_array(str(path), _read_array(path, key))
         name = type(data).__name__
@@ -324,7 +328,13 @@ class Preprocessing:
             where, _wide(array), dict(zip(names, array.T, strict=True)), *_same(array), shape, notes=tuple(notes)
         )
 
-    def _from_frame(self, where: str, frame: Any, id_column: str | None) -> NewRows:  # noqa: ANN401
+    def _from_frame(
+        self,
+        where: str,
+        frame: Any,  # noqa: ANN401
+        id_column: str | None,
+        form: Form | None = None,
+    ) -> NewRows:
         names = list(frame.columns)
         if not len(frame):
             raise ValueError(f"{where}: expected at least one row; the table has none. Check how it was written.")
@@ -352,6 +362,8 @@ class Preprocessing:
             chosen = list(by_name)
         else:
             chosen = [name for name in names if name != id_column]
+            if form is not None:
+                check_header(Path(where), chosen)
             if len(chosen) != self.num_values:
                 raise ValueError(
                     f"{where}: expected {self.num_values} columns, as many values as the run was fitted to, which have "
@@ -360,6 +372,8 @@ class Preprocessing:
             notes.append(f"The fit's values have no names: columns were taken in the order {_listed(chosen)}.")
         arrays = {name: numbers_of(frame[name]) for name in chosen}
         for name, array in arrays.items():
+            if array is None and (found := unlike_numbers(frame[name], form)):
+                raise ValueError(f"{where}: column {name!r}: expected numbers; got {found}.")
             if array is None:
                 raise ValueError(
                     f"{where}: column {name!r}: expected numbers; got {_first_text(frame[name])}. Write its values as "

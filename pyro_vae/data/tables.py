@@ -14,14 +14,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pyro_vae.data.arrays import Refused, require_memory
+from pyro_vae.data.delimited import Form, read_csv, unlike_numbers
 from pyro_vae.data.sources import Found, Missing, Source, make_source
 from pyro_vae.data.streams import opened
 from pyro_vae.names import did_you_mean
 
-__all__ = ["numbers_of", "read_frame", "read_table"]
+__all__ = ["check_header", "numbers_of", "read_frame", "read_table"]
 
 
-def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, label: str | None) -> Source:
+def read_table(
+    path: Path,
+    *,
+    missing: Missing,
+    columns: Sequence[str] | None,
+    label: str | None,
+    separator: str | None = None,
+    decimal: str | None = None,
+) -> Source:
     """The numeric columns of a table as x, one row a datapoint.
 
     Integers stay counts (none are taken for gray levels); labels that are no integers are numbered in sorted order.
@@ -31,6 +40,8 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
         missing: whether empty cells are refused, or kept as values that were not observed.
         columns: the columns of x, in this order; None: all but the labels.
         label: the column of the labels.
+        separator: of a .csv file, the character between columns; None: a comma.
+        decimal: of a .csv file, the decimal mark, "." or ","; None: a point.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -38,8 +49,9 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}: expected a .csv or .parquet file, check the path")
+    form = Form(separator=separator, decimal=decimal)
     with opened(path):
-        frame = read_frame(path)
+        frame = read_frame(path, form)
     names = list(frame.columns)
     if isinstance(columns, str):
         raise ValueError(f"columns={columns!r}: expected a list of names, try columns=[{columns!r}]")
@@ -51,7 +63,7 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
                     f"{', '.join(names)}."
                 )
     if columns is None:
-        _check_header(path, names)
+        check_header(path, names)
     chosen = [name for name in names if name != label] if columns is None else list(columns)
     if not chosen or len(set(chosen)) < len(chosen) or label in chosen:
         raise ValueError(
@@ -59,6 +71,8 @@ def read_table(path: Path, *, missing: Missing, columns: Sequence[str] | None, l
             f"{', '.join(chosen) or 'none'}; choose others"
         )
     arrays = {name: numbers_of(frame[name]) for name in chosen}
+    for name in (*chosen, *([] if label is None else [label])):
+        _check_values(path, name, frame[name], form)
     other = [repr(name) for name, array in arrays.items() if array is None]
     if other:
         raise ValueError(
@@ -98,41 +112,40 @@ def _loses(array: np.ndarray) -> bool:
     return bool(np.abs(rounding).max() > 1e-4 * wide.std())
 
 
-def read_frame(path: Path) -> Any:  # noqa: ANN401
+def read_frame(path: Path, form: Form | None = None) -> Any:  # noqa: ANN401
     """A table as pandas reads it, its columns named by words.
 
     Args:
         path: a .csv or .parquet file.
+        form: how a .csv file is written; None: with commas and decimal points.
 
     Raises:
         ValueError: it cannot be read, or has no rows.
     """
-    frame = _read(path)
+    frame = _read(path, Form() if form is None else form)
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows: expected at least one; check how it was written")
-    frame.columns = [str(name) for name in frame.columns]
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: expected columns of different names; {twice!r} is there twice. Rename one.")
+    frame.columns = names
     return frame
 
 
-def _read(path: Path) -> Any:
+def _check_values(path: Path, name: str, column: Any, form: Form) -> None:
+    """Refuse numbers that are text to pandas."""
+    if numbers_of(column) is None and (found := unlike_numbers(column, form if path.suffix == ".csv" else None)):
+        raise ValueError(f"{path}: column {name!r}: expected numbers; got {found}.")
+
+
+def _read(path: Path, form: Form) -> Any:
     # Imported here: pandas takes a second, and only tables need it.
     import pandas as pd  # type: ignore[import-untyped]
 
     try:
         if path.suffix == ".csv":
-            # In one piece, and to the last digit, which is the default since pandas 3.1.
-            is_exact = tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
-            frame = pd.read_csv(path, low_memory=False, **({} if is_exact else {"float_precision": "round_trip"}))
-            names = [str(name) for name in frame.columns]
-            if not isinstance(frame.index, pd.RangeIndex) or any(";" in name or "\t" in name for name in names):
-                # pandas takes the fields that are too many for an index, and shifts the columns.
-                raise Refused(
-                    f"{path}: expected commas between columns, decimal points, and as many fields in a row as names; "
-                    f"got the first line {','.join(names)[:80]!r} with other separators, decimal commas or a trailing "
-                    "comma in each row. Write it by pd.read_csv(path, sep=';', decimal=',', index_col=False)"
-                    ".to_csv(path, index=False)."
-                )
-            return frame
+            return read_csv(path, form)
         _require_room(path)
         return pd.read_parquet(path)
     except Refused:
@@ -163,26 +176,36 @@ def _require_room(path: Path) -> None:
     require_memory(str(path), 8 * about.num_rows * about.num_columns, "unpacks to", "save fewer rows or columns")
 
 
-def _check_header(path: Path, names: list[str]) -> None:
-    """A first line that names nothing: a row of data taken for names, or an index that was written along."""
-    if unnamed := [name for name in names if re.fullmatch(r"Unnamed: \d+", name)]:
+def check_header(path: Path, names: Sequence[str]) -> None:
+    """Refuse a first line that names nothing: a row of data taken for names, or an index that was written along.
+
+    Args:
+        path: the file.
+        names: what its first line holds.
+
+    Raises:
+        ValueError: a name is empty or that of an index, or all of them are numbers.
+    """
+    # What pandas calls a column without a name, and Arrow the index of a table.
+    unnamed = [place for place, name in enumerate(names) if re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)]
+    given = [name for place, name in enumerate(names) if place not in unnamed]
+    if given and all(_is_number(name) for name in given) and list(names) != [str(i) for i in range(len(names))]:
         raise ValueError(
-            f"{path}: a column without a name ({unnamed[0]}), perhaps an index: write the table with "
-            "to_csv(index=False), or choose columns="
+            f"{path}: the first line holds numbers ({', '.join(given[:3])}, ...) and not the names of the columns: "
+            "expected names there; add a first line, or choose columns= if they are names"
         )
-    if all(_is_number(name) for name in names) and names != [str(i) for i in range(len(names))]:
+    if unnamed:
+        is_last = names[-1] == f"Unnamed: {len(names) - 1}" and len(names) > 1
+        cause = "a separator at the end of each line" if is_last else "an index"
         raise ValueError(
-            f"{path}: the first line holds numbers ({', '.join(names[:3])}, ...) and not the names of the columns: "
-            "expected names there; add a first line, or choose columns="
+            f"{path}: a column without a name (number {unnamed[-1] + 1} of {len(names)}), perhaps {cause}: write the "
+            "table with to_csv(index=False), name it in the first line, or choose columns= (--data.columns)"
         )
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    # With decimal commas, too.
+    return re.fullmatch(r"\s*[-+]?(\d+[.,]?\d*|[.,]\d+)([eE][-+]?\d+)?\s*", text) is not None
 
 
 def numbers_of(column: Any) -> np.ndarray | None:  # noqa: ANN401
