@@ -132,11 +132,12 @@ def require_data(data: Data, *, name: str = "data") -> int:
             f"{name}: expected a tensor (N, P); got a pandas {type(data).__name__}. Pass "
             f"torch.as_tensor({name}.to_numpy())."
         )
-    if type(data).__module__.startswith("scipy.sparse"):
+    if any(each.__module__.startswith("scipy.sparse") for each in type(data).__mro__):
         # It has no len(), and its rows are sparse.
         raise TypeError(
             f"{name}: expected a tensor (N, P); got a sparse {type(data).__name__}. Pass "
-            f"torch.as_tensor({name}.toarray()), or an object whose [index] returns dense rows."
+            f"pyro_vae.load({name}).train, which makes rows dense as they are read, torch.as_tensor({name}.toarray()), "
+            "or an object whose [index] returns dense rows."
         )
     if getattr(data, "ndim", 1) == 0:
         raise ValueError(f"{name}: expected shape (N, P), one row a datapoint; got a single number.")

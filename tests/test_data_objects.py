@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import sparse
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from pyro_vae.data import load
 
@@ -143,11 +143,27 @@ def test_options_of_files_are_refused():
         load(X, key="x")
 
 
+def foreign(module):
+    """An object of another library's class, which must not be read to be told."""
+
+    def read(*_):
+        raise AssertionError("it was read")
+
+    return type("Foreign", (), {"__module__": module, "__len__": read, "__getitem__": read})()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        pytest.param(lambda: sparse.csr_matrix(X.numpy()), r"got a sparse csr_matrix\. Pass its \.toarray", id="csr"),
-        pytest.param(lambda: sparse.coo_array(X.numpy()), r"got a sparse coo_array\. Pass its \.toarray", id="coo"),
+        pytest.param(lambda: sparse.coo_array(X[0].numpy()), r"shape \(3,\): expected sparse rows", id="1-D sparse"),
+        pytest.param(lambda: sparse.csr_array(X.numpy() + 1j), "type complex.*astype", id="complex sparse"),
+        pytest.param(lambda: sparse.csr_array(X.numpy() + np.nan), "csr_array: x has NaN .* 20 rows", id="sparse NaN"),
+        pytest.param(lambda: foreign("anndata._core.anndata"), r"an AnnData object.*load\(adata\.X\)", id="anndata"),
+        pytest.param(lambda: foreign("datasets.arrow_dataset"), r"Hugging Face.*with_format\('numpy'\)", id="datasets"),
+        pytest.param(lambda: foreign("polars.dataframe.frame"), r"a polars table\. Pass its \.to_numpy", id="polars"),
+        pytest.param(lambda: DataLoader(TensorDataset(X)), r"a DataLoader.*Pass its \.dataset", id="loader"),
+        pytest.param(lambda: {"x": X, "y": X}, r"a dictionary with x, y\. Pass the values of one key", id="dictionary"),
+        pytest.param(lambda: [{"x": X[0]}] * 20, r"a list of dictionaries with x\. Stack", id="list of items"),
         pytest.param(lambda: Items([{"x": X[0], "y": 1}] * 20), "got a dictionary with x, y. Stack", id="tensors"),
         pytest.param(lambda: Items([{"x": [1.0, 2.0]}] * 20), "got a dictionary with x. Stack", id="lists"),
         pytest.param(lambda: np.full((20, 2), 2**63 + 5, np.uint64), "below 2..63.*got 9223372036854775813", id="wide"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from pyro_vae.data.arrays import find_array, read_archive, read_whole
 from pyro_vae.data.records import SPLITS
 from pyro_vae.data.sources import Found, Missing, Source, check_labels, make_source
+from pyro_vae.data.sparse import MEMBERS, is_archive, unpack_sparse
 
 __all__ = ["read_npy", "read_npz"]
 
@@ -59,6 +60,10 @@ def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | 
     label_names = ("y", "labels") if label_key is None else (label_key,)
     wanted = {f"{each}{suffix}" for each in (name, *label_names) for suffix in suffixes.values()}
     arrays, known = read_archive(path, wanted)
+    if key is None and not arrays and is_archive(known):
+        if label_key is not None:
+            raise ValueError(f"{path}: label_key={label_key!r}: a sparse matrix has no labels beside it; leave it out")
+        return read_sparse_file(path, missing=missing)
     found: dict[str, Found] = {}
     for which, suffix in suffixes.items():
         if f"{name}{suffix}" in arrays:
@@ -79,6 +84,16 @@ def read_npz(path: Path, *, missing: Missing, key: str | None, label_key: str | 
             f"the file has {', '.join(known) or 'nothing'}; choose another array with key="
         )
     return make_source(str(path), found, missing=missing)
+
+
+def read_sparse_file(path: Path, *, missing: Missing) -> Source:
+    """The rows of a matrix that `scipy.sparse.save_npz` wrote; they stay sparse.
+
+    Raises:
+        ValueError: it is none, or does not hold real numbers.
+    """
+    arrays, _ = read_archive(path, MEMBERS)
+    return make_source(str(path), {"all": Found(str(path), unpack_sparse(str(path), arrays))}, missing=missing)
 
 
 def _require(path: Path) -> None:

@@ -91,6 +91,8 @@ def load(
       pyarrow.
     * a tensor or an array x, or a map-style torch data set whose items are x or (x, label): stacked, and split as a
       file is.
+    * a sparse matrix or array of SciPy, of any layout, or a .npz file by `scipy.sparse.save_npz`: the same data as
+      `x.toarray()`, which is never made; `split[index]` makes the rows asked for dense.
 
     In arrays, 8-bit unsigned integers are gray levels and are divided by 255, unless the largest is 1, when they are
     taken as binary; booleans become 0 and 1; every other type is taken as it is. So counts want a wider integer type,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_vae.data.sources import Found, Missing, Source, check_labels, make_source
+from pyro_vae.data.sparse import is_sparse, read_sparse
 
 __all__ = ["read_object"]
 
 
 def read_object(data: Any, *, missing: Missing) -> Source:
-    """An array or a tensor x, or a map-style torch data set whose items are x or (x, label).
+    """An array, a tensor or a sparse matrix x, or a map-style torch data set whose items are x or (x, label).
 
     Args:
         data: the object. Each item of a data set is read once. Items may be numbers in rows, arrays, tensors or PIL
@@ -29,8 +31,12 @@ def read_object(data: Any, *, missing: Missing) -> Source:
     if hasattr(data, "iloc"):
         # Read by [i] it hands out columns.
         raise ValueError(f"load: expected an array, a tensor or a path; got a pandas {name}. Pass its .to_numpy().")
-    if type(data).__module__.startswith("scipy.sparse"):
-        raise ValueError(f"load: expected an array, a tensor or a path; got a sparse {name}. Pass its .toarray().")
+    if is_sparse(data):
+        remedy = "x.tocsr()[np.isfinite(np.asarray(x.sum(1)).ravel())]"
+        found = Found(f"{name}: x", read_sparse(f"{name}: x", data))
+        return make_source(name, {"all": found}, missing=missing, remedy=remedy)
+    if (advice := _container(data)) is not None:
+        raise ValueError(f"load: expected an array, a tensor or a path; got {advice}")
     if isinstance(data, np.ma.MaskedArray):
         raise ValueError(
             f"{name} has a mask, which an array of values does not keep: expected plain values, try "
@@ -66,6 +72,43 @@ def read_object(data: Any, *, missing: Missing) -> Source:
     array = np.stack(values)
     made = None if labels[0] is None else check_labels(f"{name}: label", np.asarray(labels), len(array))
     return make_source(name, {"all": Found(f"{name}: x", array, made)}, missing=missing)
+
+
+# By the library that a class comes from; none of them is imported.
+_CONTAINERS = {
+    "anndata": "an AnnData object. Pass its counts, load(adata.X) or a layer; where the file is backed, "
+    "load(adata.to_memory().X).",
+    "mudata": "a MuData object. Pass the counts of one modality: load(mdata[name].X).",
+    "datasets": "a Hugging Face data set. Choose a split and stack one column: "
+    "load(np.stack(data.with_format('numpy')[column])).",
+    "polars": "a polars table. Pass its .to_numpy().",
+    "pyarrow": "a pyarrow table. Pass its .to_pandas().to_numpy().",
+    "xarray": "an xarray object. Pass the .to_numpy() of one variable.",
+}
+
+
+def _container(data: Any) -> str | None:  # noqa: ANN401
+    """What a container of data is and how to take x out of it; None where it may be read as it is.
+
+    It is told by its class alone: what its len() and [i] return is not x.
+    """
+    if isinstance(data, np.ndarray | Tensor):
+        return None
+    for each in type(data).__mro__:
+        if (library := each.__module__.split(".")[0]) in _CONTAINERS:
+            return _CONTAINERS[library]
+    if isinstance(data, DataLoader):
+        return "a DataLoader, which draws batches. Pass its .dataset."
+    if isinstance(data, Mapping):
+        keys = ", ".join(map(str, list(data)[:6]))
+        return f"a dictionary with {keys or 'nothing'}. Pass the values of one key, data[key]."
+    if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
+        keys = ", ".join(map(str, list(data[0])[:6]))
+        return (
+            f"a {type(data).__name__} of dictionaries with {keys or 'nothing'}. Stack the values of one key: "
+            "np.stack([item[key] for item in data])."
+        )
+    return None
 
 
 def _pair(name: str, item: Any) -> tuple[np.ndarray, Any]:

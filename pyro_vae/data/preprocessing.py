@@ -19,6 +19,7 @@ from pyro_vae.data.arrays import find_array, read_archive, read_whole, require_m
 from pyro_vae.data.delimited import Form, unlike_numbers
 from pyro_vae.data.narrowing import count_different
 from pyro_vae.data.records import Binarize, Dataset, Split
+from pyro_vae.data.sparse import MEMBERS, is_archive, unpack_sparse
 from pyro_vae.data.standardization import Standardization
 from pyro_vae.data.streams import opened
 from pyro_vae.data.tables import check_header, numbers_of, read_frame
@@ -449,6 +450,11 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
             return read_whole(array)
     name = key or "x"
     arrays, known = read_archive(path, (name,))
+    if key is None and not arrays and is_archive(known):
+        rows = unpack_sparse(str(path), read_archive(path, MEMBERS)[0])
+        # Made dense, and held once more as x.
+        require_memory(str(path), 2 * 8 * rows.size, "takes", "apply the run to a part of the rows")
+        return rows.matrix.toarray()
     if name not in arrays:
         raise ValueError(
             f"{path}: expected an array {name}; the file has {', '.join(known) or 'nothing'}. Choose one with key= "

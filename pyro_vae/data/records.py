@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_vae.data.standardization import Standardization
-from pyro_vae.data.streams import DrawnRows, FileRows, Rows, take
+from pyro_vae.data.streams import DrawnRows, Rows, take
 
 __all__ = ["SPLITS", "Binarize", "Dataset", "Split", "check_seed"]
 
@@ -29,7 +29,7 @@ class Split:
 
     Args:
         name: "train", "validation" or "test".
-        stored: values as stored, shape (N, P): a tensor, or rows of an array that stays on disk.
+        stored: values as stored, shape (N, P): a tensor, or rows of an array that stays on disk or sparse.
         labels: class labels, shape (N,), or None.
         rows: the row number of each datapoint in the array it comes from, shape (N,).
         divisor: `stored / divisor` is x, or, where `resamples`, the probability that x is 1.
@@ -108,7 +108,7 @@ class Split:
         # NumPy's generator: its stream of uniforms is the same on every platform and for every block size.
         stream = [seed, SPLITS.index(self.name)]
         stored: Rows
-        if isinstance(self.stored, FileRows):
+        if not isinstance(self.stored, Tensor | DrawnRows):
             stored = DrawnRows(self.stored, self.divisor, stream)
         else:
             generator = np.random.default_rng(stream)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pyro_vae.data.streams import FileRows, Rows, StoredArray, blocks, to_tensor
+from pyro_vae.data.streams import FileRows, Rows, SparseArray, SparseRows, StoredArray, blocks, to_tensor
 
 __all__ = ["Found", "Missing", "Part", "Source", "check_labels", "check_part", "make_source"]
 
@@ -19,10 +19,10 @@ Missing = Literal["refuse", "keep"]
 
 
 class Found(NamedTuple):
-    """An array as it was found, or one that stays in its file, the name it goes by in errors, and its labels."""
+    """An array as it was found, or one that stays in its file or is sparse, its name in errors, and its labels."""
 
     where: str
-    array: np.ndarray | StoredArray
+    array: np.ndarray | SparseArray | StoredArray
     labels: Int[Tensor, " N"] | None = None
 
 
@@ -124,7 +124,12 @@ def make_source(
 
 
 def check_part(
-    where: str, array: np.ndarray | StoredArray, labels: Int[Tensor, " N"] | None, *, missing: Missing, remedy: str
+    where: str,
+    array: np.ndarray | SparseArray | StoredArray,
+    labels: Int[Tensor, " N"] | None,
+    *,
+    missing: Missing,
+    remedy: str,
 ) -> Part:
     """The array as rows (N, P), read once, or an error that says what is wrong with it.
 
@@ -148,6 +153,8 @@ def check_part(
     values: Rows
     if isinstance(array, StoredArray):
         values = FileRows(array, torch.arange(num_data))
+    elif isinstance(array, SparseArray):
+        values = SparseRows(array, torch.arange(num_data))
     else:
         values = to_tensor(array.reshape(num_data, -1))
     return Part(values, labels, *_survey(where, values, missing, remedy))

@@ -14,14 +14,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-__all__ = ["DrawnRows", "FileRows", "Rows", "StoredArray", "State", "blocks", "fill", "opened", "take", "to_tensor"]
+__all__ = [
+    "DrawnRows",
+    "FileRows",
+    "Rows",
+    "SparseArray",
+    "SparseRows",
+    "StoredArray",
+    "State",
+    "blocks",
+    "fill",
+    "opened",
+    "take",
+    "to_tensor",
+]
 
 # Bytes of a block of rows: large enough that the loop costs nothing, small beside any memory.
 _BLOCK_BYTES = 2**23
@@ -203,8 +216,52 @@ class FileRows:
         return FileRows(self.array, self.rows[index])
 
 
+class SparseArray:
+    """A table of which the values that are not 0 are kept.
+
+    Args:
+        matrix: a matrix or an array of `scipy.sparse` in CSR layout, one value a place.
+    """
+
+    ndim = 2
+
+    def __init__(self, matrix: Any) -> None:  # noqa: ANN401
+        self.matrix = matrix
+        self.dtype: np.dtype = matrix.dtype
+        self.shape: tuple[int, ...] = tuple(map(int, matrix.shape))
+
+    @property
+    def size(self) -> int:
+        """Number of values, zeros included."""
+        return prod(self.shape)
+
+
+class SparseRows:
+    """Some rows of a sparse table, in any order; an index makes those rows alone dense.
+
+    Args:
+        array: the table, shape (M, P).
+        rows: row number of each datapoint, shape (N,).
+    """
+
+    def __init__(self, array: SparseArray, rows: Int[Tensor, " N"]) -> None:
+        self.array = array
+        self.rows = rows
+        self.shape = torch.Size((len(rows), array.shape[1]))
+        self.dtype = to_tensor(np.empty(0, array.dtype)).dtype
+
+    def __getitem__(self, index: Int[Tensor, " B"] | slice) -> Shaped[Tensor, "B P"]:
+        rows = self.rows[index]
+        dense = self.array.matrix[rows.reshape(-1).numpy()].toarray()
+        return to_tensor(dense).reshape(*rows.shape, self.shape[1])
+
+    def take(self, index: Int[Tensor, " n"] | slice) -> SparseRows:
+        """These of the rows, still sparse."""
+        return SparseRows(self.array, self.rows[index])
+
+
 class DrawnRows:
-    """Fixed bits drawn from rows that stay on disk: x = 1 where u < value / divisor.
+    """Fixed bits drawn from rows that stay on disk, or sparse: x = 1 where u < value / divisor.
 
     The uniforms u are those of one stream, read row after row, entered where the row is: the bits are those that
     drawing all rows at once would give, and nothing is kept.
@@ -219,7 +276,7 @@ class DrawnRows:
     dtype = torch.uint8
 
     def __init__(
-        self, values: FileRows, divisor: float, seed: list[int], positions: Int[Tensor, " N"] | None = None
+        self, values: FileRows | SparseRows, divisor: float, seed: list[int], positions: Int[Tensor, " N"] | None = None
     ) -> None:
         self.values = values
         self.divisor = divisor
@@ -251,7 +308,7 @@ class DrawnRows:
         return drawn
 
 
-Rows = Tensor | FileRows | DrawnRows
+Rows = Tensor | FileRows | SparseRows | DrawnRows
 
 
 def to_tensor(array: np.ndarray) -> Shaped[Tensor, "*N"]:
