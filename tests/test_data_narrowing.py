@@ -2,10 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from inference import to_datatree
 from inference.checkpoint import load_checkpoint
 from pyro_vae import load, open_run
 from pyro_vae.cli import main
@@ -206,3 +209,24 @@ def test_a_fit_in_double_precision_is_opened_again_and_measured(tmp_path, capsys
     assert torch.get_default_dtype() == torch.float32
     rows = run.read_rows(table)
     assert (rows.x[:, 0].numpy() == pd.read_csv(table)["level"].to_numpy()).all()
+
+
+def test_results_keep_the_digits_of_the_data():
+    level = torch.tensor([1.7e9 + 0.25, 1.7e9 + 0.5], dtype=torch.float64)
+    counts = torch.tensor([2.0**33 + 1, 2.0**33 + 2], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            at = z.double()[..., 0]
+            pyro.sample("level", dist.Normal(1.7e9 + at, 1.0), obs=x[:, 0])
+            pyro.sample("count", dist.Poisson(2.0**33 + 0 * at), obs=x[:, 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+
+    tree = to_datatree(model, guide, torch.stack([level, counts], 1), num_draws=10, seed=0)
+    assert tree["observed_data"]["level"].values.tolist() == level.tolist()
+    assert tree["observed_data"]["count"].values.tolist() == counts.tolist()
+    assert (abs(tree["posterior_predictive"]["count"].values - 2.0**33) < 1e6).all()

@@ -173,7 +173,7 @@ class TestSites:
         tree = to_datatree(count_model, count_guide, x, num_draws=20, seed=0)
         assert set(tree["log_likelihood"].data_vars) == set(tree["observed_data"].data_vars) == {"counts", "total"}
         for group in ("observed_data", "posterior_predictive", "prior_predictive"):
-            assert tree[group]["counts"].dtype == np.int32 and tree[group]["total"].dtype == np.float32
+            assert tree[group]["counts"].dtype == np.int32 and tree[group]["total"].dtype == np.float64
         assert tree["observed_data"]["counts"].values.ravel().tolist() == [2, 0, 7]
         assert tree["observed_data"]["total"].dims == ("obs_id",)
         latent = tree["posterior"]["latent"].values[..., 0]

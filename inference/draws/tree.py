@@ -63,6 +63,8 @@ class _Layout:
     observed: dict[str, tuple[int, ...]]
     discrete: dict[str, bool]
     restored: frozenset[str]
+    double: frozenset[str]
+    large: frozenset[str]
 
     @property
     def num_values(self) -> int:
@@ -70,8 +72,10 @@ class _Layout:
         return sum(int(np.prod(shape)) for shape in self.observed.values())
 
     def value_dtype(self, name: str) -> np.dtype:
-        """Counts as int32 (ArviZ refuses unsigned ones, and small ones overflow in arithmetic), else float32."""
-        if name in self.restored:
+        """Counts as int32 (ArviZ refuses unsigned ones, and small ones overflow in arithmetic), else the type of x."""
+        if name in self.large:
+            return np.dtype(np.int64)
+        if name in self.restored or name in self.double and not self.discrete[name]:
             # Single precision would lose the digits behind a large offset.
             return np.dtype(np.float64)
         return np.dtype(np.int32 if self.discrete[name] else np.float32)
@@ -107,12 +111,12 @@ def to_datatree(
     * `observed_data` (obs_id, ...), and `constant_data` (obs_id) with the labels if given.
     * `gaps` (obs_id): every term of the record with its error, for *all* of `data`, not only where draws were made.
 
-    Counts and binary values are stored as int32, other values as float32, as are counts of which some were not
-    observed (NaN). A site whose distribution has a method `restore(value)`, as that of a standardized VAE, is stored in
-    the units that it returns, as float64. Predictive draws come from `pyro.poutine.uncondition(model)`. Model and guide
-    run in eval mode without gradients, in chunks; their modes, the caller's parameter store and torch's random state
-    are afterwards as they were (without a seed, one number is drawn). The draws of a datapoint depend on the seed and
-    its index, not on how many datapoints follow.
+    Counts and binary values are stored as int32 (int64 from 2**24 on), other values in the type of x, as are counts of
+    which some were not observed (NaN). A site whose distribution has a method `restore(value)`, as that of a
+    standardized VAE, is stored in the units that it returns, as float64. Predictive draws come from
+    `pyro.poutine.uncondition(model)`. Model and guide run in eval mode without gradients, in chunks; their modes, the
+    caller's parameter store and torch's random state are afterwards as they were (without a seed, one number is drawn).
+    The draws of a datapoint depend on the seed and its index, not on how many datapoints follow.
 
     Attributes of the root say how the draws were made, `inference_method` ("variational"; also at `posterior` and
     `sample_stats`), `guide`, `site`, `seed` and `settings` (JSON), and by which versions of which libraries.
@@ -197,9 +201,12 @@ def to_datatree(
             _fill_block(groups, layout, model, guide, data, seed, chain, first, device)
     for name, values in groups["observed_data"].items():
         # No integer says that a count was not observed.
-        groups["observed_data"][name] = values.astype(
-            np.float32 if np.isnan(values).any() and name not in layout.restored else layout.value_dtype(name)
-        )
+        kind = layout.value_dtype(name)
+        if np.isnan(values).any() and kind.kind == "i":
+            kind = np.dtype(np.float64 if name in layout.double else np.float32)
+        elif kind == np.int32 and values.size and np.abs(values).max() > np.iinfo(np.int32).max:
+            kind = np.dtype(np.int64)
+        groups["observed_data"][name] = values.astype(kind)
     if axes.labels is not None:
         groups["constant_data"] = {"labels": axes.labels}
 
@@ -295,6 +302,10 @@ def _layout(model: Program, guide: Program, data: Data, site: str | None, device
         observed={name: tuple(node["fn"].event_shape) for name, node in observed.items()},
         discrete={name: _is_discrete(node) for name, node in observed.items()},
         restored=frozenset(name for name, node in observed.items() if hasattr(node["fn"], "restore")),
+        double=frozenset(name for name, node in observed.items() if node["value"].dtype == torch.float64),
+        large=frozenset(
+            name for name, node in observed.items() if _is_discrete(node) and bool((node["value"].abs() > 2**24).any())
+        ),
     )
 
 
