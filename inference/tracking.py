@@ -250,13 +250,16 @@ class TermTracker:
         """Measure, where it is time."""
         if state.epoch % self.every:
             return
-        self.epochs.append(state.epoch)
+        found = {}
         with torch.no_grad(), private_store(self.model, self.guide), eval_mode(self.model, self.guide):
             for name, rows in self.data.items():
                 with seeded(derive_seed(self.seed, name)):
-                    reconstruction, kl = self._terms(rows, next(iter(state.leaves.values())).device)
-                self.reconstruction[name].append(reconstruction)
-                self.kl[name].append(kl)
+                    found[name] = self._terms(rows, next(iter(state.leaves.values())).device)
+        # All or none of them, should one raise.
+        self.epochs.append(state.epoch)
+        for name, (reconstruction, kl) in found.items():
+            self.reconstruction[name].append(reconstruction)
+            self.kl[name].append(kl)
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements."""

@@ -162,12 +162,13 @@ class AutoencoderFit:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line: length, final error, and why it stopped."""
-        validation = self.squared_error_validation
-        held_out = "" if validation is None else f", held-out {validation[-1]:.4g}"
+        """One line: length, the error of the epoch that was kept, and why it stopped."""
+        validation, kept = self.squared_error_validation, -1 if self.best_epoch is None else self.best_epoch
+        held_out = "" if validation is None else f", held-out {validation[kept]:.4g}"
+        which = "" if self.best_epoch is None else f" at the kept epoch {kept + 1}"
         return (
             f"{len(self.squared_error)} epochs, {self.num_steps} steps, {self.seconds:.1f} s: squared error "
-            f"{self.squared_error[-1]:.4g}{held_out} per datapoint; stopped because: {self.stopped_because}"
+            f"{self.squared_error[kept]:.4g}{held_out} per datapoint{which}; stopped because: {self.stopped_because}"
         )
 
 

@@ -16,12 +16,13 @@ import torch
 from inference import Adam, Cosine, Fit, Gaps, Training, by_one_estimator
 from inference.noise import resolve_seed
 from inference.results import summarise
+from inference.results.summary import fixed
 from pyro_vae.configuration import read_config
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES, Engine
-from pyro_vae.figures import draw_gaps, save
+from pyro_vae.figures import draw_each, draw_gaps
 from pyro_vae.folders import CONFIG, FIGURES, new_folder
-from pyro_vae.jobs import fit_guide, fit_run, gaps_label, measure_run
+from pyro_vae.jobs import draw_run, fit_guide, fit_run, gaps_label, measure_run
 from pyro_vae.parts import Parts, options
 from pyro_vae.plots import plot_elbo
 from pyro_vae.run import Run
@@ -105,6 +106,7 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
                 training=TRAINING[engine],
                 seed=seed,
             )
+            draw_run(runs[engine])
             seconds = time.perf_counter() - began
             _log.info(_told(runs[engine].fit, f" ({seconds:.0f} s with pictures)"))
         _log.info("Fitting an encoder of the same shape to the frozen EM model.")
@@ -117,12 +119,15 @@ def run_demo(out: Path, *, seed: int = 0) -> Demo:
             _log.info("  " + ", ".join(f"{part} {seconds:.0f} s" for part, seconds in gaps[engine].seconds.items()))
         svi, em = by_one_estimator(gaps["svi"], gaps["em"])
         demo = Demo(gaps, summarise(em.value - svi.value, em.se.hypot(svi.se)))
-        figures = folder / FIGURES
-        figures.mkdir()
-        draw_gaps(figures, {gaps_label(engine): gaps[engine] for engine in engines})
-        save(plot_elbo({ENGINES[engine]: runs[engine].fit for engine in engines}), figures / "elbo.png")
         (folder / "gaps.json").write_text(to_json(demo.summary()) + "\n")
         (folder / CONFIG).write_text(json.dumps({"command": "demo", "seed": seed}, indent=2) + "\n")
+        figures = folder / FIGURES
+        figures.mkdir()
+        failed = draw_gaps(figures, {gaps_label(engine): gaps[engine] for engine in engines})
+        fits = {ENGINES[engine]: runs[engine].fit for engine in engines}
+        failed |= draw_each(figures, {"elbo": lambda: plot_elbo(fits)})
+        for name, error in failed.items():
+            _log.warning("%s could not be drawn (%s).", name, error)
     return demo
 
 
@@ -151,7 +156,10 @@ def table(demo: Demo) -> str:
     for term, label in Gaps.LABELS.items():
         cells = (summary[term] for summary in summaries.values())
         lines.append(
-            f"{label:<20}" + "".join(f"{cell['mean']:>12.3f}{cell['se']:>9.3f}{cell['mc_se']:>9.3f}" for cell in cells)
+            f"{label:<20}"
+            + "".join(
+                f"{fixed(cell['mean'], 12, 3)}{fixed(cell['se'], 9, 3)}{fixed(cell['mc_se'], 9, 3)}" for cell in cells
+            )
         )
     svi, em = (summary["amortization_gap"]["mean"] for summary in summaries.values())
     cost = demo.difference

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from inference import Amortized, Evidence, Fit, Gaps, Local, Search, refine
+from inference.checkpoint import atomic_write
 from inference.densities import densities
 from inference.isolation import eval_mode
 from inference.noise import seeded
+from inference.progress import track
 from pyro_vae import plots
 from pyro_vae.data import Split
 from pyro_vae.vae import VAE, posterior_mean
 
-__all__ = ["draw_fit", "draw_gaps", "draw_worst", "save"]
+__all__ = ["Picture", "draw_each", "draw_fit", "draw_gaps", "draw_worst", "save"]
+
+# What draws a picture, or finds that there is nothing to draw.
+Picture = Callable[[], Axes | None]
 
 NUM_SHOWN = 10
 NUM_SAMPLES = 64
@@ -41,6 +47,34 @@ NUM_AGGREGATE = 2000
 POSTERIOR_SIZE, COARSE = 121, 61
 
 
+def draw_each(folder: Path, pictures: Mapping[str, Picture]) -> dict[str, str]:
+    """Draw and save pictures one by one; one that cannot be drawn or saved leaves the others alone.
+
+    Args:
+        folder: where they go, as .png.
+        pictures: what draws each, by name; None of one where there is nothing to draw.
+
+    Returns:
+        The error in words for each file that is not there.
+    """
+    failed: dict[str, str] = {}
+    for name, draw in track(pictures.items(), len(pictures), "pictures", "picture"):
+        path, before = folder / f"{name}.png", set(plt.get_fignums())
+        try:
+            drawn = draw()
+            if drawn is not None:
+                with atomic_write(path) as temporary:
+                    save(drawn, temporary)
+        # A model, its data, matplotlib and the disk raise what they like.
+        except Exception as error:  # noqa: BLE001
+            reason = " ".join(str(error).split()).removesuffix(".")
+            failed[f"{folder.name}/{path.name}"] = f"{type(error).__name__}{': ' * bool(reason)}{reason}"
+        finally:
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
+    return failed
+
+
 def draw_fit(
     folder: Path,
     fits: Mapping[str, Fit],
@@ -48,7 +82,7 @@ def draw_fit(
     guide: Amortized | Local,
     shown: Split,
     image_shape: tuple[int, ...] | None,
-) -> None:
+) -> dict[str, str]:
     """ELBO curves, reconstructions and samples; for a 2-D latent also the decoded manifold and the latent scatter.
 
     Args:
@@ -58,54 +92,104 @@ def draw_fit(
         guide: q(z | x) of `shown`.
         shown: datapoints to show, each with a fixed x.
         image_shape: of a datapoint, where it is an image.
+
+    Returns:
+        The error in words for each picture that could not be drawn; the others are there.
     """
-    x = shown.tensor()
-    with torch.no_grad(), eval_mode(vae.model, guide):
-        z = posterior_mean(guide.distribution(x))
-        mean = vae.decode(z).mean
-        samples = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
-    save(plots.plot_elbo(fits), folder / "elbo.png")
-    original = vae.in_data_units(x)
-    ink = _is_ink(original)
-    pair = (original[:NUM_SHOWN], mean[:NUM_SHOWN])
-    save(plots.plot_reconstructions(*pair, image_shape, ink=ink), folder / "reconstructions.png")
-    drawn = plots.plot_samples(samples, image_shape, ink=ink)
-    drawn.set_title("")
-    drawn.set_title("means of x at draws of z from the prior", loc="left")
-    save(drawn, folder / "samples.png")
-    ways = _interpolations(vae, z)
-    if ways is not None:
-        save(plots.plot_interpolations(ways, image_shape, ink=ink), folder / "interpolations.png")
-    images, names = _traversals(vae, guide, x, z)
-    drawn = plots.plot_traversals(images, image_shape, names=names, ink=ink)
-    if any(INACTIVE in name for name in names):
-        drawn.set_xlabel(f"{drawn.get_xlabel()}\n{INACTIVE}: the mean of q is nearly the same for every datapoint")
-    save(drawn, folder / "traversals.png")
-    save(plots.plot_aggregate(*_both(vae, guide, x)), folder / "aggregate.png")
-    if z.shape[1] == 2:
-        save(plots.plot_posterior(*_posterior(vae, guide, x)), folder / "posterior.png")
+
+    @cache
+    def x() -> Tensor:
+        return shown.tensor()
+
+    @cache
+    def original() -> Tensor:
+        return vae.in_data_units(x())
+
+    @cache
+    def ink() -> bool:
+        return _is_ink(original())
+
+    @cache
+    def z() -> Tensor:
+        with torch.no_grad(), eval_mode(vae.model, guide):
+            return posterior_mean(guide.distribution(x()))
+
+    @torch.no_grad()
+    def reconstructions() -> Axes:
+        with eval_mode(vae.model, guide):
+            mean = vae.decode(z()[:NUM_SHOWN]).mean
+        return plots.plot_reconstructions(original()[:NUM_SHOWN], mean, image_shape, ink=ink())
+
+    @torch.no_grad()
+    def samples() -> Axes:
+        with eval_mode(vae.model, guide):
+            means = vae.decode(vae.prior().sample((NUM_SAMPLES,))).mean
+        drawn = plots.plot_samples(means, image_shape, ink=ink())
+        drawn.set_title("")
+        drawn.set_title("means of x at draws of z from the prior", loc="left")
+        return drawn
+
+    def interpolations() -> Axes | None:
+        ways = _interpolations(vae, z())
+        return None if ways is None else plots.plot_interpolations(ways, image_shape, ink=ink())
+
+    def traversals() -> Axes:
+        images, names = _traversals(vae, guide, x(), z())
+        drawn = plots.plot_traversals(images, image_shape, names=names, ink=ink())
+        if any(INACTIVE in name for name in names):
+            drawn.set_xlabel(f"{drawn.get_xlabel()}\n{INACTIVE}: the mean of q is nearly the same for every datapoint")
+        return drawn
+
+    def manifold() -> Axes:
         grid, images = _manifold(vae)
-        save(plots.plot_manifold(images, image_shape, grid=grid, ink=ink), folder / "manifold.png")
-        save(plots.plot_latent(z, shown.labels), folder / "latent.png")
+        return plots.plot_manifold(images, image_shape, grid=grid, ink=ink())
+
+    pictures: dict[str, Picture] = {
+        "elbo": lambda: plots.plot_elbo(fits),
+        "reconstructions": reconstructions,
+        "samples": samples,
+        "interpolations": interpolations,
+        "traversals": traversals,
+        "aggregate": lambda: plots.plot_aggregate(*_both(vae, guide, x())),
+    }
+    if vae.num_latents == 2:
+        pictures |= {
+            "posterior": lambda: plots.plot_posterior(*_posterior(vae, guide, x())),
+            "manifold": manifold,
+            "latent": lambda: plots.plot_latent(z(), shown.labels),
+        }
+    return draw_each(folder, pictures)
 
 
-def draw_gaps(folder: Path, gaps: Mapping[str, Gaps]) -> None:
+def draw_gaps(folder: Path, gaps: Mapping[str, Gaps]) -> dict[str, str]:
     """Gap bars with error bars, the amortization gaps by datapoint, and how far to trust log p(x).
 
     Args:
         folder: where the pictures go.
         gaps: records by name.
+
+    Returns:
+        The error in words for each picture that could not be drawn; the others are there.
     """
-    save(plots.plot_gaps(gaps), folder / "gaps.png")
-    save(plots.plot_gap_histogram(gaps), folder / "gap_histogram.png")
-    save(plots.plot_gap_scatter(gaps), folder / "gap_scatter.png")
-    known = {name: found for name, record in gaps.items() if (found := _with_tails(record)) is not None}
-    if known:
-        save(plots.plot_pareto_k(known), folder / "pareto_k.png")
+
+    def tails() -> Axes | None:
+        known = {name: found for name, record in gaps.items() if (found := _with_tails(record)) is not None}
+        return plots.plot_pareto_k(known) if known else None
+
+    return draw_each(
+        folder,
+        {
+            "gaps": lambda: plots.plot_gaps(gaps),
+            "gap_histogram": lambda: plots.plot_gap_histogram(gaps),
+            "gap_scatter": lambda: plots.plot_gap_scatter(gaps),
+            "pareto_k": tails,
+        },
+    )
 
 
-@torch.no_grad()
-def draw_worst(folder: Path, gaps: Gaps, vae: VAE, guide: Amortized, x: Tensor, image_shape: tuple[int, ...]) -> None:
+def draw_worst(
+    folder: Path, gaps: Gaps, vae: VAE, guide: Amortized, x: Tensor, image_shape: tuple[int, ...]
+) -> dict[str, str]:
     """The images with the largest amortization gaps, with what the encoder's q makes of them.
 
     Args:
@@ -115,12 +199,19 @@ def draw_worst(folder: Path, gaps: Gaps, vae: VAE, guide: Amortized, x: Tensor, 
         guide: its encoder.
         x: (N, P) the datapoints that were measured.
         image_shape: of a datapoint.
+
+    Returns:
+        The error in words where it could not be drawn.
     """
-    with eval_mode(vae.model, guide):
-        mean = vae.decode(posterior_mean(guide.distribution(x))).mean
-    x = vae.in_data_units(x)
-    picture = plots.plot_worst(gaps, x, image_shape, means={"from the encoder": mean}, ink=_is_ink(x))
-    save(picture, folder / "worst.png")
+
+    @torch.no_grad()
+    def worst() -> Axes:
+        with eval_mode(vae.model, guide):
+            mean = vae.decode(posterior_mean(guide.distribution(x))).mean
+        shown = vae.in_data_units(x)
+        return plots.plot_worst(gaps, shown, image_shape, means={"from the encoder": mean}, ink=_is_ink(shown))
+
+    return draw_each(folder, {"worst": worst})
 
 
 def _with_tails(gaps: Gaps) -> Gaps | Evidence | None:
@@ -131,8 +222,8 @@ def _with_tails(gaps: Gaps) -> Gaps | Evidence | None:
 
 def _is_ink(x: Tensor) -> bool:
     """Mostly blank, as drawings are; a photograph has few of its darkest pixels."""
-    seen = x[~x.isnan()]
-    return bool((seen - seen.min() < 0.02 * (seen.max() - seen.min())).double().mean() > 0.2)
+    seen = x[x.isfinite()]
+    return bool(len(seen)) and bool((seen - seen.min() < 0.02 * (seen.max() - seen.min())).double().mean() > 0.2)
 
 
 @torch.no_grad()
@@ -158,11 +249,12 @@ def _traversals(vae: VAE, guide: Amortized | Local, x: Tensor, z: Tensor) -> tup
     order = spread.argsort(descending=True)[:NUM_TRAVERSED].sort().values.tolist()
     with eval_mode(vae.model), seeded(0):
         draws = vae.prior().sample((4096,))
-        ends = draws.quantile(torch.tensor(REACH).to(draws), dim=0)
+        # Of many dimensions all quantiles at once are more than torch takes.
+        ends = draws[:, order].quantile(torch.tensor(REACH).to(draws), dim=0)
         share = torch.linspace(0, 1, NUM_STEPS).to(z)
         ways = z[0].expand(len(order), NUM_STEPS, -1).clone()
         for row, dim in enumerate(order):
-            ways[row, :, dim] = torch.lerp(ends[0, dim], ends[1, dim], share)
+            ways[row, :, dim] = torch.lerp(ends[0, row], ends[1, row], share)
         inactive = spread <= THRESHOLD * draws.var(0)
         names = [f"$z_{{{dim + 1}}}$" + inactive[dim].item() * f"\n({INACTIVE})" for dim in order]
         return vae.decode(ways).mean, names
@@ -200,16 +292,18 @@ def _posterior(
         draws = [q.sample((512,))[:, 0] for q in members.values()]
         range_of_prior = prior.sample((4096,)).quantile(torch.tensor(REACH).to(x), dim=0)
 
+        # Grids in double precision, else they are not even far from zero; the model takes its own.
         def log_joint_on(grid: Float[Tensor, "2 n"]) -> tuple[Tensor, Tensor]:
-            z = torch.cartesian_prod(*grid)
+            z = torch.cartesian_prod(*grid).to(range_of_prior)
             log_joint = densities(vae.model, one, z.unsqueeze(1), site="z").log_joint[:, 0]
-            return z, log_joint.where(prior.support.check(z), -math.inf)
+            return z, log_joint.nan_to_num(nan=-math.inf, posinf=math.inf).where(prior.support.check(z), -math.inf)
 
         grid = _around([range_of_prior, *draws], COARSE)
         for size in (COARSE, COARSE, POSTERIOR_SIZE):
             z, log_joint = log_joint_on(grid)
-            # A normal density has enclosed 95 % of the mass 3 nats below its peak.
-            near = z[log_joint > log_joint.max() - 6]
+            # A normal density has enclosed 95 % of the mass 3 nats below its peak. The peak itself is always among
+            # them: a number of ten million has no digit for six nats less.
+            near = z[log_joint >= log_joint.max() - 6].double()
             margin = 2 * (grid[:, 1] - grid[:, 0]) + 0.5 * (near.amax(0) - near.amin(0))
             grid = _around([near - margin, near + margin, *draws], size)
         z, log_joint = log_joint_on(grid)
@@ -220,8 +314,8 @@ def _posterior(
 
 
 def _around(points: Sequence[Float[Tensor, "S 2"]], size: int) -> Float[Tensor, "2 n"]:
-    """Values of each dimension, evenly spaced from the least to the largest."""
-    every = torch.cat(list(points))
+    """Values of each dimension, evenly spaced from the least to the largest, in double precision."""
+    every = torch.cat([some.double() for some in points])
     share = torch.linspace(0, 1, size).to(every)
     return torch.lerp(every.amin(0)[:, None], every.amax(0)[:, None], share)
 

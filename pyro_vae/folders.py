@@ -15,6 +15,7 @@ __all__ = [
     "CONFIG",
     "FIGURES",
     "METRICS",
+    "NOT_MADE",
     "RESULTS",
     "listed",
     "new_folder",
@@ -26,6 +27,8 @@ __all__ = [
 
 # Of a run.
 CONFIG, METRICS, CHECKPOINT, RESULTS, FIGURES = "config.json", "metrics.jsonl", "checkpoint.pt", "results.nc", "figures"
+# Which draws and pictures a run was to have and has not, and why.
+NOT_MADE = "not-made.json"
 
 
 @contextmanager

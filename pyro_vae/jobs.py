@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple, cast
 
 import torch
 import xarray as xr
+from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -29,6 +33,7 @@ from inference import (
     refine,
     to_datatree,
 )
+from inference.checkpoint import atomic_write
 from inference.devices import resolve_device
 from inference.draws import gaps_dataset, gaps_from_datatree
 from inference.families import Family
@@ -40,19 +45,21 @@ from pyro_vae import plots
 from pyro_vae.configuration import dtype_in, parameters_of
 from pyro_vae.data import Dataset, Preprocessing, Split, describe, dtype_of, load, located, say_scales, silent
 from pyro_vae.engines import ENGINES, Engine, fit_by, needs_encoder, objective_to_config
-from pyro_vae.figures import draw_fit, draw_gaps, draw_worst, save
-from pyro_vae.folders import FIGURES, RESULTS
+from pyro_vae.figures import Picture, draw_each, draw_fit, draw_gaps, draw_worst
+from pyro_vae.folders import FIGURES, METRICS, NOT_MADE, RESULTS
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.parts import Parts, Sizes, catalog, options, to_config
-from pyro_vae.run import Run, open_run, save_run
+from pyro_vae.run import Run, save_run
 from pyro_vae.vae import VAE
 
 __all__ = [
     "choose_likelihood",
+    "draw_run",
     "fit_guide",
     "fit_run",
     "gaps_label",
     "join_run",
+    "lacks_draws",
     "measure_run",
     "say_units",
     "start_at_data",
@@ -64,8 +71,13 @@ _log = logging.getLogger(__name__)
 NUM_DRAWN = 100
 # Datapoints of each split whose ELBO is taken apart over training.
 NUM_TRACKED = 500
-# Outputs of the decoder that are computed for them at most; ten draws a chain are always made.
-MAX_OUTPUTS = 10**8
+# Values of x whose terms are measured at most each time, of as many datapoints as hold them.
+TRACKED_VALUES = 2 * 10**6
+# Draws a chain, and how many datapoints have draws at least, however wide they are.
+NUM_DRAWS, FEWEST_DRAWS, FEWEST_DRAWN = 250, 10, 10
+NUM_CHAINS = 4
+# Outputs of the decoder that are computed for the draws, as far as those fewest allow it: a few seconds.
+MAX_OUTPUTS = 25 * 10**6
 
 
 def fit_run(
@@ -79,8 +91,10 @@ def fit_run(
     seed: int,
     objective: Loss | None = None,
     resume: Resume | None = None,
+    draws: bool = True,
+    figures: bool = True,
 ) -> Run:
-    """Fit a VAE and write the run into `folder`.
+    """Fit a VAE and write the run into `folder`, without draws and pictures: those are made by `draw_run` afterwards.
 
     Of several processes that fit it together, the first one writes; the others call `join_run`.
 
@@ -94,9 +108,11 @@ def fit_run(
         seed: of the initial weights, of training and of all draws.
         objective: what is minimised; None: the engine's own.
         resume: where the state of the fit is kept, and gone on from.
+        draws: whether `draw_run` makes draws for `results.nc`.
+        figures: whether `draw_run` draws pictures.
 
     Returns:
-        The run, opened from its folder.
+        The run, as it would be opened from its folder.
 
     Raises:
         ValueError: data or parts that do not fit together; the message says which.
@@ -113,15 +129,77 @@ def fit_run(
             seed=seed,
             objective=objective,
             resume=resume,
+            draws=draws,
+            figures=figures,
         )
     # What is left to do is little, and the other processes are done.
     with alone(), parameters_of(dtype):
-        save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
-        if terms is not None and terms.epochs:
-            save(plots.plot_elbo_terms(terms), folder / FIGURES / "elbo_terms.png")
-        run = open_run(folder)
-        _draw(run, dataset, seed=seed)
-    return run
+        run = save_run(folder, config=config, vae=vae, fit=fit, terms={} if terms is None else terms.rows())
+        if draws or figures:
+            _mark(folder, {f"{RESULTS}, {FIGURES}": "they were not made yet"})
+    return run.of(dataset)
+
+
+def draw_run(run: Run) -> dict[str, str]:
+    """Make draws and pictures of the first test datapoints, as far as the run's configuration asks for them.
+
+    The run is whole without them. Where some cannot be made, the others are, a warning is logged, and the folder keeps
+    the reasons in `not-made.json`. Draws that `results.nc` holds already stay as they are.
+
+    Args:
+        run: a fitted run.
+
+    Returns:
+        The error in words for each file that could not be made.
+    """
+    draws, figures = (bool(run.config.get(name, True)) for name in ("draws", "figures"))
+    failed: dict[str, str] = {}
+    with alone(), parameters_of(dtype_in(run.config)):
+        if draws or figures:
+            _mark(run.folder, {f"{RESULTS}, {FIGURES}": "they were not made yet"})
+            try:
+                _draw(run, run.dataset, failed, draws=draws, figures=figures)
+            # Whatever a model, its data or the disk raise: the fit is done, and must not be lost.
+            except Exception as error:  # noqa: BLE001
+                failed[f"{RESULTS}, {FIGURES}"] = _in_words(error)
+        _mark(run.folder, failed)
+    _tell(run.folder, failed, f"Try again: pyro-vae resume {quote(str(run.folder))}.")
+    return failed
+
+
+def lacks_draws(run: Run) -> bool:
+    """Whether draws or pictures that the run's configuration asks for are not there, or not all of them.
+
+    Args:
+        run: a fitted run.
+    """
+    pieces = {"draws": RESULTS, "figures": f"{FIGURES}/elbo.png"}
+    asked = [file for name, file in pieces.items() if run.config.get(name, True)]
+    is_marked = (run.folder / NOT_MADE).is_file()
+    return bool(asked) and (is_marked or not all((run.folder / file).is_file() for file in asked))
+
+
+def _mark(folder: Path, failed: Mapping[str, str]) -> None:
+    """Keep what could not be made, and why; nothing where there is nothing, or no room to say so."""
+    try:
+        if not failed:
+            (folder / NOT_MADE).unlink(missing_ok=True)
+            return
+        with atomic_write(folder / NOT_MADE) as temporary:
+            temporary.write_text(json.dumps(dict(failed), indent=2) + "\n")
+    except OSError as error:
+        _log.warning("%s: cannot be written (%s).", folder / NOT_MADE, error.strerror or error)
+
+
+def _tell(folder: Path, failed: Mapping[str, str], advice: str) -> None:
+    """Say in one line what could not be made."""
+    if failed:
+        told = "; ".join(f"{name} ({error})" for name, error in failed.items())
+        _log.warning("%s: the run is whole, but could not be given %s. %s", folder, told, advice)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ").removesuffix(".")
 
 
 def join_run(**asked: Any) -> None:  # noqa: ANN401
@@ -154,6 +232,8 @@ def _fitted(
     seed: int,
     objective: Loss | None,
     resume: Resume | None,
+    draws: bool,
+    figures: bool,
 ) -> _Fitted:
     if needs_encoder(engine) and parts.encoder is None:
         raise ValueError(
@@ -184,14 +264,6 @@ def _fitted(
     describe(dataset)
     say_units(dataset, parts)
 
-    terms = _term_tracker(vae, dataset, training, seed=seed)
-    watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
-    if training.device is not None:
-        device = resolve_device(training.device)
-        vae.to(device)
-        modules["family"].to(device)
-    how: dict[str, Any] = {"objective": objective, "training": watched, "resume": resume, "seed": seed}
-    fit = fit_by(engine, vae, modules["family"], dataset, **how)
     config = {
         "command": "fit",
         "engine": engine,
@@ -207,7 +279,19 @@ def _fitted(
         # As many however many processes repeat it.
         "training": {**training.describe(), "shards": training.shards or _several()},
         "seed": seed,
+        "draws": draws,
+        "figures": figures,
     }
+    # What JSON cannot hold is refused here, not after the fit.
+    json.dumps(config)
+    terms = _term_tracker(vae, dataset, training, seed=seed)
+    watched = training if terms is None else dataclasses.replace(training, callbacks=(*training.callbacks, terms))
+    if training.device is not None:
+        device = resolve_device(training.device)
+        vae.to(device)
+        modules["family"].to(device)
+    how: dict[str, Any] = {"objective": objective, "training": watched, "resume": resume, "seed": seed}
+    fit = fit_by(engine, vae, modules["family"], dataset, **how)
     return _Fitted(vae, fit, dataset, terms, config)
 
 
@@ -259,7 +343,8 @@ def _term_tracker(vae: VAE, dataset: Dataset, training: Training, *, seed: int) 
     if vae.guide is None:
         return None
     shown = {"training": dataset.train, "held-out": dataset.validation}
-    data = {name: _fixed(split.head(min(NUM_TRACKED, len(split)))) for name, split in shown.items() if len(split)}
+    most = min(NUM_TRACKED, max(FEWEST_DRAWN, TRACKED_VALUES // dataset.num_values))
+    data = {name: _fixed(split.head(min(most, len(split)))) for name, split in shown.items() if len(split)}
     every = max(1, training.epochs // 50)
     return TermTracker(vae.model, vae.guide, data, every=every, seed=derive_seed(seed, "terms"))
 
@@ -356,6 +441,7 @@ def measure_run(
     replace: bool = False,
     device: str | None = None,
     resume: Resume | None = None,
+    figures: bool = True,
 ) -> Gaps:
     """Measure the gaps of a run on its test split, and keep them in its folder.
 
@@ -370,6 +456,8 @@ def measure_run(
         replace: whether gaps that the run holds already are replaced, when the new ones are complete.
         device: where to measure: "cpu", "cuda" or "auto"; None: on the CPU.
         resume: where the gaps of datapoints that are done are kept, and gone on from.
+        figures: whether pictures of the gaps are drawn. One that cannot be drawn is logged and left out: the gaps are
+            in `results.nc` before.
 
     Raises:
         ValueError: the run holds gaps already, the data changed since the fit, `num_data` is not positive, or
@@ -386,6 +474,7 @@ def measure_run(
             replace=replace,
             device=device,
             resume=resume,
+            figures=figures,
         )
 
 
@@ -399,6 +488,7 @@ def _measured(
     replace: bool,
     device: str | None,
     resume: Resume | None,
+    figures: bool,
 ) -> Gaps:
     run.require_writable()
     # Of a folder that has lost its draws the gaps are kept all the same; a damaged file is refused before the work.
@@ -427,11 +517,18 @@ def _measured(
     run.vae.cpu()
     tree["gaps"] = gaps_dataset(gaps, labels=None if test.labels is None else test.labels.numpy())
     run.save_results(tree)
-    (run.folder / FIGURES).mkdir(exist_ok=True)
-    draw_gaps(run.folder / FIGURES, {gaps_label(run.engine): gaps})
-    image_shape = run.config["sizes"]["image_shape"]
-    if image_shape is not None:
-        draw_worst(run.folder / FIGURES, gaps, run.vae, guide, test.tensor(), tuple(image_shape))
+    if figures:
+        failed: dict[str, str] = {}
+        try:
+            (run.folder / FIGURES).mkdir(exist_ok=True)
+            failed |= draw_gaps(run.folder / FIGURES, {gaps_label(run.engine): gaps})
+            image_shape = run.config["sizes"]["image_shape"]
+            if image_shape is not None:
+                failed |= draw_worst(run.folder / FIGURES, gaps, run.vae, guide, test.tensor(), tuple(image_shape))
+        # The gaps are on disk.
+        except Exception as error:  # noqa: BLE001
+            failed[FIGURES] = _in_words(error)
+        _tell(run.folder, failed, f"Its gaps are in {RESULTS}.")
     return gaps
 
 
@@ -479,37 +576,84 @@ def fit_guide(run: Run, *, training: Training | None = None, seed: int = 0) -> t
     return guide, fit
 
 
-def _draw(run: Run, dataset: Dataset, *, seed: int) -> None:
-    """Draws and pictures of the first test datapoints."""
-    shown = _fixed(dataset.test)
-    shown = shown.head(min(NUM_DRAWN, len(shown)))
+def _draw(run: Run, dataset: Dataset, failed: dict[str, str], *, draws: bool, figures: bool) -> None:
+    """Draws and pictures of the first test datapoints; `failed` is given what cannot be made."""
+    seed: int = run.config["seed"]
+    test = _fixed(dataset.test)
+    shown = test.head(min(NUM_DRAWN, len(test)))
     guide: Amortized | Local | None = run.vae.guide
     if guide is None:
         family: Family = run.vae.family  # type: ignore[assignment]
         # Pictures and draws do not show the last tenth of a nat.
         guide = Local(family, refine(run.vae.model, family, shown, tol=0.1, seed=seed).params)
-    # A draw costs as many numbers as the decoder has outputs: colour images get fewer.
-    per_draw = 4 * len(shown) * dataset.num_values * run.vae.likelihood.num_params
-    num_draws = min(250, max(10, MAX_OUTPUTS // per_draw))
-    run.save_results(
-        to_datatree(
-            run.vae.model,
-            guide,
-            shown,
-            num_draws=num_draws,
-            labels=shown.labels,
-            image_shape=dataset.image_shape,
-            seed=seed,
-        )
-    )
-    name = ENGINES[run.engine]
+    if draws:
+        try:
+            _save_draws(run, dataset, guide, shown, seed=seed)
+        except Exception as error:  # noqa: BLE001 (the pictures can be drawn all the same)
+            failed[RESULTS] = _in_words(error)
+    if not figures:
+        return
+    folder = run.folder / FIGURES
+    folder.mkdir(exist_ok=True)
     with seeded(derive_seed(seed, "figures")):
-        draw_fit(run.folder / FIGURES, {name: run.fit}, run.vae, guide, shown, dataset.image_shape)
+        failed |= draw_fit(folder, {ENGINES[run.engine]: run.fit}, run.vae, guide, shown, dataset.image_shape)
+    pictures: dict[str, Picture] = {"elbo_terms": partial(_terms_picture, run)}
     # The mean of q over datapoints needs its density at draws that are not its own.
     if guide.family.has_log_prob and len(shown) > 1:
-        surgery = elbo_surgery(run.vae.model, guide, shown, seed=derive_seed(seed, "surgery"))
-        if surgery.kl_per_dim is not None:
-            save(plots.plot_kl_per_dim({name: surgery}), run.folder / FIGURES / "kl_per_dim.png")
+        pictures["kl_per_dim"] = partial(_kl_picture, run, guide, shown, seed=derive_seed(seed, "surgery"))
+    failed |= draw_each(folder, pictures)
+
+
+def _save_draws(run: Run, dataset: Dataset, guide: Amortized | Local, shown: Split, *, seed: int) -> None:
+    """Add draws to `results.nc`, unless it holds some: fewer of wide datapoints, whose draws take longer."""
+    tree = run.results if (run.folder / RESULTS).is_file() else xr.DataTree()
+    if "posterior" in tree.children:
+        return
+    outputs = NUM_CHAINS * dataset.num_values * run.vae.likelihood.num_params
+    num_drawn = min(len(shown), max(FEWEST_DRAWN, MAX_OUTPUTS // (FEWEST_DRAWS * outputs)))
+    drawn = shown.head(num_drawn)
+    drawn_tree = to_datatree(
+        run.vae.model,
+        guide,
+        drawn,
+        num_draws=min(NUM_DRAWS, max(FEWEST_DRAWS, MAX_OUTPUTS // (num_drawn * outputs))),
+        num_chains=NUM_CHAINS,
+        labels=drawn.labels,
+        image_shape=dataset.image_shape,
+        seed=seed,
+    )
+    # Gaps that were measured before.
+    for name, group in tree.children.items():
+        drawn_tree[name] = group
+    run.save_results(drawn_tree)
+
+
+def _terms_picture(run: Run) -> Axes | None:
+    """The terms of the ELBO over training, read off the lines of the metrics; None where they were not measured."""
+    lines = [json.loads(line) for line in (run.folder / METRICS).read_text().splitlines()]
+    lines = [line for line in lines if any(name.startswith("kl (") for name in line)]
+    guide = run.vae.guide
+    if not lines or guide is None:
+        return None
+    names = [name.removeprefix("kl (").removesuffix(")") for name in lines[0] if name.startswith("kl (")]
+
+    def column(term: str) -> dict[str, list[float]]:
+        # JSON has no NaN.
+        values = {name: [line[f"{term} ({name})"] for line in lines] for name in names}
+        return {name: [math.nan if one is None else one for one in some] for name, some in values.items()}
+
+    terms = TermTracker(run.vae.model, guide, {})
+    terms.data = dict.fromkeys(names, ())
+    terms.load_state_dict(
+        {"epochs": [line["epoch"] for line in lines], "reconstruction": column("reconstruction"), "kl": column("kl")}
+    )
+    return plots.plot_elbo_terms(terms)
+
+
+def _kl_picture(run: Run, guide: Amortized | Local, shown: Split, *, seed: int) -> Axes | None:
+    """The KL of each latent dimension; None where it cannot be told apart by dimension."""
+    surgery = elbo_surgery(run.vae.model, guide, shown, seed=seed)
+    return None if surgery.kl_per_dim is None else plots.plot_kl_per_dim({ENGINES[run.engine]: surgery})
 
 
 def _blocks(split: Split) -> Iterator[Tensor]:

@@ -26,7 +26,7 @@ from pyro_vae.configuration import as_configuration, dtype_in, parameters_of, re
 from pyro_vae.data import NAMED, Dataset, NewRows, Preprocessing, Standardization, load, located, silent
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES
-from pyro_vae.folders import CHECKPOINT, CONFIG, FIGURES, METRICS, RESULTS, runs_in
+from pyro_vae.folders import CHECKPOINT, CONFIG, METRICS, RESULTS, runs_in
 from pyro_vae.new_data import Encoded, Estimator, Imputed, Scores, encode, impute, score
 from pyro_vae.parts import Parts, Sizes
 from pyro_vae.vae import VAE
@@ -295,6 +295,16 @@ class Run:
         rows = self.read_rows(x, key=key, id_column=id_column, separator=separator, decimal=decimal)
         return impute(self.vae, rows, num_draws=num_draws, num_importance_draws=num_importance_draws, seed=seed)
 
+    def of(self, data: Dataset) -> Run:
+        """This run with the data that it was fitted to, so that they need not be loaded again."""
+        vars(self)["dataset"] = data
+        return self
+
+    def at(self, folder: Path) -> Run:
+        """This run, whose folder was moved."""
+        moved = dataclasses.replace(self, folder=folder)
+        return moved.of(self.dataset) if "dataset" in vars(self) else moved
+
     @property
     def engine(self) -> str:
         """Which engine fitted it, by the name in `pyro_vae.engines`."""
@@ -384,7 +394,7 @@ def save_run(
     vae: VAE,
     fit: Fit,
     terms: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
-) -> None:
+) -> Run:
     """Write what a fit left into an existing folder: configuration, metrics and checkpoint.
 
     Args:
@@ -393,6 +403,9 @@ def save_run(
         vae: the fitted model.
         fit: its record.
         terms: of the epochs that have some, further numbers for their lines of the metrics.
+
+    Returns:
+        The run, on the CPU and in eval mode, as it would be opened.
     """
     resolved = {
         **config,
@@ -405,8 +418,12 @@ def save_run(
         for epoch, row in enumerate(zip(*columns.values(), strict=True)):
             numbers = dict(zip(columns, row, strict=True)) | dict(terms.get(epoch + 1, {}))
             lines.write(to_json({"epoch": epoch + 1, **numbers}, indent=None) + "\n")
-    save_checkpoint(folder / CHECKPOINT, _content(vae, fit))
-    (folder / FIGURES).mkdir(exist_ok=True)
+    content = _content(vae, fit)
+    save_checkpoint(folder / CHECKPOINT, content)
+    on_cpu: dict[str, Any] = {
+        name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in content["fit"].items()
+    }
+    return Run(folder, json.loads(json.dumps(resolved)), vae.cpu().eval(), Fit(**on_cpu))
 
 
 def open_run(folder: str | Path) -> Run:

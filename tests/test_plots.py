@@ -459,7 +459,7 @@ BAD = {
     "no samples": (lambda: plot_samples(np.ones((0, 6)), (2, 3)), "x: expected"),
     "vector": (lambda: plot_samples(np.ones(6), (2, 3)), "x: expected"),
     "image shape": (lambda: plot_samples(np.ones((2, 6)), (2, 2)), "image_shape: expected 6"),
-    "two channels": (lambda: plot_samples(np.ones((2, 8)), (2, 2, 2)), "image_shape: expected"),
+    "no channels": (lambda: plot_samples(np.ones((2, 8)), (2, 4, 0)), "image_shape: expected"),
     "no columns": (lambda: plot_samples(np.ones((2, 6)), (2, 3), num_columns=0), "num_columns: expected"),
     "unequal shapes": (lambda: plot_reconstructions(np.ones((2, 6)), np.ones((3, 6)), (2, 3)), "mean: expected"),
     "manifold not square": (lambda: plot_manifold(np.ones((2, 3, 6)), (2, 3)), "images: expected"),

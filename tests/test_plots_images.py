@@ -12,7 +12,7 @@ from pyro_vae.plots import (
     plot_traversals,
     plot_worst,
 )
-from pyro_vae.plots._mosaic import MISSING
+from pyro_vae.plots._mosaic import MISSING, as_images
 
 
 class TestImages:
@@ -250,3 +250,23 @@ class TestWorst:
         np.testing.assert_allclose(ax.get_lines()[5].get_ydata() - ax.get_yticks()[1], self.x[3] / 3)
         assert [label.get_text() for label in ax.get_yticklabels()] == ["2.50", "1.25"]
         assert legend(ax) == ["x", "x", "q*"]
+
+
+@pytest.mark.parametrize(("channels", "rows"), [(2, 1), (4, 2), (5, 1), (6, 2), (12, 3)])
+def test_other_numbers_of_channels_lie_beside_each_other(channels, rows):
+    x = np.random.default_rng(0).random((3, 4 * 5 * channels))
+    images = as_images("x", x, (4, 5, channels))
+    across = channels // rows
+    assert images.shape == (3, rows * 4, across * 5)
+    apart = x.reshape(3, 4, 5, channels)
+    for channel in range(channels):
+        down, right = divmod(channel, across)
+        block = images[:, 4 * down : 4 * down + 4, 5 * right : 5 * right + 5]
+        np.testing.assert_array_equal(block, apart[..., channel])
+    for ax in (
+        plot_samples(x, (4, 5, channels)),
+        plot_reconstructions(x, x, (4, 5, channels)),
+        plot_manifold(np.stack([x, x, x]), (4, 5, channels)),
+    ):
+        ax.figure.canvas.draw()
+    assert f"the {channels} channels of each" in plot_samples(x, (4, 5, channels)).get_xlabel()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inference.results import Evidence, Fit, Gaps, Note, Refined, summarise
+from inference.results.summary import fixed, table_row
 
 N = 6
 
@@ -321,6 +322,21 @@ def test_fit_in_one_line():
     assert "2 epochs, 20 steps, 1.2 s: ELBO -8.500 nats per datapoint; stopped because: the budget ended" in line
     line = str(fit(elbo_validation=torch.tensor([-9.5, -9.25]), best_epoch=1))
     assert "held-out -9.250" in line and "kept epoch 2" in line
+    # What it says is true of the parameters that the model has now.
+    kept = fit(elbo_validation=torch.tensor([-9.25, -9.5]), best_epoch=0)
+    assert f"ELBO {kept.elbo[0]:.3f}, held-out -9.250 nats per datapoint at the kept epoch 1" in str(kept)
+    assert "-9.2500" in kept._repr_html_() and "-9.5000" not in kept._repr_html_()
+    assert "elbo_validation=-9.250" in repr(kept)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5, 123456.789, -8295092.6872, 1e12, -1e300, float("nan"), -float("inf")])
+def test_numbers_of_any_size_keep_apart(value):
+    for width, digits in ((12, 4), (10, 4), (9, 3), (8, 4), (19, 4)):
+        text = fixed(value, width, digits)
+        assert len(text) == width and text.startswith(" ")
+        assert float(text) == pytest.approx(value, rel=0.05, abs=1e-4, nan_ok=True)
+    row = table_row("log p(x)", value, abs(value), 2372410520.3416).split()
+    assert len(row) == 5
     assert str(fit(elbo=torch.zeros(0))) == "no epoch finished; stopped because: the budget ended"
 
 

@@ -26,7 +26,7 @@ from inference.draws.gaps import gaps_dataset
 from inference.draws.schema import Axes, per_datapoint
 from inference.independence import require_rowwise
 from inference.isolation import eval_mode, modules_of, private_store, require_finite_parameters
-from inference.noise import BLOCK, derive_seed, measured, resolve_seed, seeded
+from inference.noise import derive_seed, measured, resolve_seed, seeded
 from inference.progress import track
 from inference.results import Gaps
 
@@ -35,8 +35,11 @@ __all__ = ["to_datatree"]
 # Predictive draws alone grow with S x N x P: 100 images of 784 pixels at 1000 draws would be 78 million values. This
 # many (40 MB in memory, less on disk) is plenty for a predictive check.
 PREDICTIVE_VALUES = 10_000_000
-# Draws computed in one pass of the model: bounds the memory of a decoder's hidden layers at PIECE x BLOCK rows.
-PIECE = 25
+# Datapoints, and draws of each at most, in one pass of the model: bounds the memory of a decoder's hidden layers. Few
+# datapoints, since the last block is filled up: of 6 datapoints 8 are computed.
+BLOCK, PIECE = 8, 250
+# Observed values of a pass at most, of as many draws as hold them.
+PASS_VALUES = 4_000_000
 
 _CONDITIONAL = (
     "log p(x | z) at each draw of that datapoint's own latent z. Leave-one-out or WAIC on it misleads, because z is "
@@ -367,8 +370,9 @@ def _fill_block(
         target = groups[group][name][chain, start : start + len(value), first : first + kept]
         target[...] = value[:, :kept].cpu().numpy()
 
-    for start in range(0, num_draws, PIECE):
-        size = min(PIECE, num_draws - start)
+    piece = min(PIECE, max(1, PASS_VALUES // (BLOCK * max(layout.num_values, 1))))
+    for start in range(0, num_draws, piece):
+        size = min(piece, num_draws - start)
         keys = ("draws", chain, start, first // BLOCK)
         with measured(derive_seed(seed, "posterior", *keys)):
             z = q.sample((size,))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference.results.evidence import Evidence
-from inference.results.summary import one_line, summarise
+from inference.results.summary import fixed, one_line, summarise
 
 __all__ = ["Bidirectional", "Side"]
 
@@ -92,10 +92,12 @@ class Bidirectional:
         lines = [f"{'simulated data, nats per datapoint':<40}{'mean':>12}{'se':>10}{'mc_se':>10}"]
         labels = {"lower": "lower bound (AIS)", "upper": "upper bound (backward chains)", "width": "width"}
         for name, row in self.summary().items():
-            lines.append(f"{labels[name]:<40}{row['mean']:>12.4f}{row['se']:>10.4f}{row['mc_se']:>10.4f}")
+            lines.append(
+                f"{labels[name]:<40}{fixed(row['mean'], 12, 4)}{fixed(row['se'], 10, 4)}{fixed(row['mc_se'], 10, 4)}"
+            )
         simulated, real = self.simulated.describe(), self.real.describe()
         lines += ["", f"{'the same estimators on':<40}{'simulated':>12}{'real':>10}"]
-        lines += [f"{name:<40}{simulated[name]:>12.4f}{real[name]:>10.4f}" for name in simulated]
+        lines += [f"{name:<40}{fixed(simulated[name], 12, 4)}{fixed(real[name], 10, 4)}" for name in simulated]
         lines += [
             "",
             f"N = {len(self.x)}; {self.lower.method}.",

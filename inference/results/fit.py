@@ -71,13 +71,14 @@ class Fit:
         return {name: values for name, values in columns.items() if values is not None}
 
     def _repr_html_(self) -> str:
-        """The last epoch in a notebook."""
-        rows = [[name, f"{values[-1]:.4f}"] for name, values in self.history.items() if len(values)]
-        return html_table(["after the last epoch", "nats per datapoint"], rows, str(self).split("\n"))
+        """The epoch whose parameters were kept, in a notebook."""
+        rows = [[name, f"{values[self._kept]:.4f}"] for name, values in self.history.items() if len(values)]
+        when = "after the last epoch" if self.best_epoch is None else f"at the kept epoch {self.best_epoch + 1}"
+        return html_table([when, "nats per datapoint"], rows, str(self).split("\n"))
 
     def __repr__(self) -> str:
         """One line, without the numbers of every epoch."""
-        reached = {name: f"{values[-1]:.3f}" for name, values in self.history.items() if len(values)}
+        reached = {name: f"{values[self._kept]:.3f}" for name, values in self.history.items() if len(values)}
         num_epochs = max(map(len, self.history.values()), default=0)
         return one_line(self, epochs=num_epochs, **reached, stopped_because=repr(self.stopped_because))
 
@@ -115,7 +116,7 @@ class Fit:
 
     @property
     def headline(self) -> str:
-        """One line: length, what was reached, and why it stopped."""
+        """One line: length, what the epoch that was kept had reached, and why it stopped."""
         lengths = [len(values) for values in self.history.values()]
         if not any(lengths):
             return f"no epoch finished; stopped because: {self.stopped_because}"
@@ -124,17 +125,22 @@ class Fit:
             names["elbo_validation"] = "held-out"
         stages = ""
         if self.elbo_start is not None and self.elbo_best is not None:
-            stages = f" ({self.elbo_start[-1]:.3f} before the steps, {self.elbo_best:.3f} at q*)"
+            stages = f" ({self.elbo_start[self._kept]:.3f} before the steps, {self.elbo_best:.3f} at q*)"
         reached = ", ".join(
-            f"{label} {self.history[name][-1]:.3f}{stages * (name == 'elbo')}"
+            f"{label} {self.history[name][self._kept]:.3f}{stages * (name == 'elbo')}"
             for name, label in names.items()
             if name in self.history
         )
-        kept = "" if self.best_epoch is None else f"; kept epoch {self.best_epoch + 1}"
+        kept = "" if self.best_epoch is None else f" at the kept epoch {self.best_epoch + 1}"
         return (
-            f"{lengths[0]} epochs, {self.num_steps} steps, {self.seconds:.1f} s: {reached} nats per datapoint; stopped "
-            f"because: {self.stopped_because}{kept}"
+            f"{lengths[0]} epochs, {self.num_steps} steps, {self.seconds:.1f} s: {reached} nats per datapoint{kept}; "
+            f"stopped because: {self.stopped_because}"
         )
+
+    @property
+    def _kept(self) -> int:
+        """The epoch whose parameters the model has now, in the history."""
+        return -1 if self.best_epoch is None else self.best_epoch
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from inference.results.evidence import Evidence
 from inference.results.html import html_table
 from inference.results.note import Note
-from inference.results.summary import HEADER, one_line, summarise, table_row
+from inference.results.summary import HEADER, fixed, one_line, summarise, table_row
 
 __all__ = ["Gaps"]
 
@@ -188,7 +188,9 @@ class Gaps:
         """
         lines = [f"{'label':>7}{'N':>7}" + "".join(f"{self.LABELS[gap]:>19}{'se':>8}" for gap in self.GAPS)]
         for label, summary in self.by(labels).items():
-            gaps = "".join(f"{summary[gap]['mean']:>19.4f}{summary[gap]['se']:>8.4f}" for gap in self.GAPS)
+            gaps = "".join(
+                f"{fixed(summary[gap]['mean'], 19, 4)}{fixed(summary[gap]['se'], 8, 4)}" for gap in self.GAPS
+            )
             lines.append(f"{label:>7}{summary['num_data']:>7}{gaps}")
         return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference.results.gaps import Gaps
-from inference.results.summary import difference
+from inference.results.summary import difference, fixed
 
 __all__ = ["Generalization", "SimulatedGaps"]
 
@@ -99,8 +99,8 @@ class SimulatedGaps:
         for term, row in self.summary().items():
             real, simulated, apart = row.values()
             lines.append(
-                f"{Gaps.LABELS[term]:<20}{real['mean']:>12.4f}{simulated['mean']:>12.4f}"
-                f"{apart['mean']:>12.4f}{apart['se']:>10.4f}{apart['mc_se']:>10.4f}"
+                f"{Gaps.LABELS[term]:<20}{fixed(real['mean'], 12, 4)}{fixed(simulated['mean'], 12, 4)}"
+                f"{fixed(apart['mean'], 12, 4)}{fixed(apart['se'], 10, 4)}{fixed(apart['mc_se'], 10, 4)}"
             )
         lines += ["", f"N = {len(self.real)} real, {len(self.simulated)} simulated.", self.reading]
         return "\n".join([*lines, *_notes(self.real, self.simulated)])

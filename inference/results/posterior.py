@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from inference.results.note import Note
-from inference.results.summary import one_line, summarise
+from inference.results.summary import fixed, one_line, summarise
 
 __all__ = ["PosteriorDraws"]
 
@@ -119,4 +119,4 @@ def _three_errors(num_data: int) -> float:
 
 def _row(label: str, median: Tensor, worst: Tensor, *, digits: int = 4) -> str:
     shown = f"{float(worst):.{digits}f}" if abs(float(worst)) < 1e6 else f"{float(worst):.1e}"
-    return f"{label:<28}{float(median):>12.{digits}f}{shown:>12}"
+    return f"{label:<28}{fixed(float(median), 12, digits)}{shown:>12}"

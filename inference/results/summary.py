@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["HEADER", "difference", "one_line", "summarise", "table_row"]
+__all__ = ["HEADER", "difference", "fixed", "one_line", "summarise", "table_row"]
 
 HEADER = f"{'nats per datapoint':<28}{'mean':>12}{'se':>10}{'mc_se':>10}"
 
@@ -59,9 +59,27 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str
     }
 
 
+def fixed(value: float, width: int, digits: int) -> str:
+    """A number set to the right of its column, with a blank before it whatever its size.
+
+    One that is too long loses digits behind the point, and then takes a power of ten.
+
+    Args:
+        value: the number.
+        width: characters of the column, the blank included.
+        digits: digits behind the point, where there is room for them.
+
+    Example:
+        >>> fixed(-4.5, 12, 4), fixed(-8295092.6871, 12, 4), fixed(16162901110.3026, 10, 4)
+        ('     -4.5000', ' -8295092.69', ' 1.616e+10')
+    """
+    forms = (f"{value:.{kept}{kind}}" for kind, most in (("f", digits), ("e", 4)) for kept in range(most, -1, -1))
+    return f"{next((text for text in forms if len(text) < width), f' {value:.0e}'):>{width}}"
+
+
 def table_row(label: str, mean: float, se: float, mc_se: float) -> str:
     """A line under `HEADER`."""
-    return f"{label:<28}{mean:>12.4f}{se:>10.4f}{mc_se:>10.4f}"
+    return f"{label:<28}{fixed(mean, 12, 4)}{fixed(se, 10, 4)}{fixed(mc_se, 10, 4)}"
 
 
 def one_line(record: object, **shown: object) -> str:

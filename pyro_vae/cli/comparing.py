@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from pyro_vae.configuration import parameters_of
 from pyro_vae.data import load, located
 from pyro_vae.demo import run_demo, table
 from pyro_vae.encoding import to_json
-from pyro_vae.figures import save
+from pyro_vae.figures import draw_each
 from pyro_vae.folders import CONFIG, new_folder
 from pyro_vae.study import CELLS, read_study, run_study
 
 __all__ = ["CompareCommand", "DemoCommand", "StudyCommand"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class CompareCommand:
         training: of the networks.
         hidden: widths of the hidden layers of autoencoder and VAE.
         num_data: test datapoints to measure, the first ones; all by default.
+        figures: draw compare.png into the folder.
         seed: of initial weights, training and draws.
         json: print the summary as JSON alone on standard output.
     """
@@ -51,6 +55,7 @@ class CompareCommand:
     training: TrainingOptions = TrainingOptions(**vars(TRAINING))
     hidden: tuple[int, ...] = (128, 128)
     num_data: int | None = None
+    figures: bool = True
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -75,13 +80,19 @@ class CompareCommand:
                 config = {"command": "compare", "data": {"load": data}, **summary["settings"]}
                 (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
                 (folder / "compare.json").write_text(to_json(summary) + "\n")
-                save(plots.plot_comparison(comparison)[0], folder / "compare.png")
+        files = ["compare.json"]
+        if self.out is not None and self.figures:
+            # The numbers are in their place.
+            failed = draw_each(self.out, {"compare": lambda: plots.plot_comparison(comparison)[0]})
+            files += [] if failed else ["compare.png"]
+            for name, error in failed.items():
+                _log.warning("%s: it is whole, but %s could not be drawn (%s).", self.out, Path(name).name, error)
         if self.json:
             print_json(summary)
             return
         print(comparison)
         if self.out is not None:
-            print(f"Written to {self.out}: compare.json, compare.png.")
+            print(f"Written to {self.out}: {', '.join(files)}.")
         print(next_command("fit", *self.data.words(), "--num-latents", self.num_latents))
 
 
@@ -128,6 +139,8 @@ class StudyCommand:
         out: folder of its cells; one that holds this study is continued; by default in runs/, named as the file is.
         num_jobs: processes to run cells in, of one thread each; by default one cell after the other.
         dtype: float64 for data and models of more than seven digits; by default what the file says, else float32.
+        draws: make draws of the cells that are fitted now, for their results.nc.
+        figures: draw pictures of the cells that are fitted or measured now.
         json: print cells, differences and failures as JSON alone on standard output.
     """
 
@@ -135,6 +148,8 @@ class StudyCommand:
     out: Path | None = None
     num_jobs: int | None = None
     dtype: Literal["float32", "float64"] | None = None
+    draws: bool = True
+    figures: bool = True
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __call__(self) -> None:
@@ -145,7 +160,7 @@ class StudyCommand:
             study = replace(study, data={**study.load_arguments, "dtype": self.dtype})
         out = Path("runs") / self.file.stem if self.out is None else self.out
         try:
-            results = run_study(study, out, num_jobs=self.num_jobs)
+            results = run_study(study, out, num_jobs=self.num_jobs, draws=self.draws, figures=self.figures)
         except KeyboardInterrupt:
             print("pyro-vae: interrupted; the cells that are done stay, and the same command goes on.", file=sys.stderr)
             raise SystemExit(130) from None

@@ -11,11 +11,11 @@ import tyro
 from inference.processes import agree, is_first
 from pyro_vae.cli.options import DataOptions, ObjectiveOption, PartsOptions, TrainingOptions
 from pyro_vae.cli.output import default_out, next_command, print_json
-from pyro_vae.cli.resuming import kept_state
+from pyro_vae.cli.resuming import kept_state, said_to_be_whole
 from pyro_vae.configuration import read_config, training_from
 from pyro_vae.engines import Engine, objective_from
 from pyro_vae.folders import CONFIG, new_folder
-from pyro_vae.jobs import fit_run, join_run
+from pyro_vae.jobs import draw_run, fit_run, join_run
 from pyro_vae.report.missing import trains_longer
 
 __all__ = ["EmCommand", "FitCommand"]
@@ -34,6 +34,9 @@ class _Fitting:
         parts: prior, likelihood, family, decoder, encoder.
         objective: what is minimised, and by which estimator of its gradient; none: the engine's own.
         seed: of initial weights, training and draws.
+        draws: make draws of the posterior and of x, for results.nc.
+        figures: draw pictures of the fit. Neither is part of the result: one that cannot be made is left out with a
+            warning, and pyro-vae resume makes it later.
         json: print the record as JSON alone on standard output.
         config: config.json of a run, or its folder: what it was made by is taken where nothing else is said.
     """
@@ -46,6 +49,8 @@ class _Fitting:
     parts: Annotated[PartsOptions, tyro.conf.arg(name="")] = PartsOptions()
     objective: ObjectiveOption = None
     seed: int = 0
+    draws: bool = True
+    figures: bool = True
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     # Read before all other options, which start from it: `cli.parsing`.
     config: Path | None = None
@@ -84,6 +89,8 @@ class _Fitting:
                 parts=PartsOptions.from_config(config["parts"]),
                 objective=objective_from(config.get("objective")),
                 seed=config["seed"],
+                draws=bool(config.get("draws", True)),
+                figures=bool(config.get("figures", True)),
                 **variant,
             )
         except (KeyError, TypeError) as error:
@@ -105,12 +112,18 @@ class _Fitting:
                 "training": self.training,
                 "resume": resume,
                 "seed": self.seed,
+                "draws": self.draws,
+                "figures": self.figures,
             }
             if not is_first():
                 join_run(**asked)
                 return
             with new_folder(out, replace=self.overwrite) as folder:
                 run = fit_run(folder, **asked)
+        # Now the run is in its place: whatever happens to its draws and pictures, it stays.
+        run = run.at(out)
+        with said_to_be_whole(out):
+            draw_run(run)
         fit = run.fit
         if self.json:
             columns = {name: values.tolist() for name, values in fit.history.items()}

@@ -41,6 +41,7 @@ class GapsCommand:
         families: further families to find q* in.
         device: where to measure: cpu, cuda, or auto; the CPU by default.
         overwrite: replace gaps that were measured before, when the new ones are complete.
+        figures: draw pictures of the gaps.
         seed: of all draws.
         json: print the summary as JSON alone on standard output.
     """
@@ -50,6 +51,7 @@ class GapsCommand:
     families: Annotated[tuple[str, ...], tyro.conf.arg(help=_FAMILIES)] = ()
     device: str | None = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    figures: bool = True
     seed: int = 0
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -69,6 +71,7 @@ class GapsCommand:
             replace=self.overwrite,
             device=self.device,
             resume=Resume(state),
+            figures=self.figures,
         )
         if not is_first():
             return
@@ -80,7 +83,7 @@ class GapsCommand:
         if longer := trains_longer(self.run, run.config, run.fit):
             print(f"To train longer: {longer}")
         print("Seconds: " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in gaps.seconds.items()))
-        print(f"Written to {self.run}: results.nc, figures/.")
+        print(f"Written to {self.run}: results.nc{', figures/' * self.figures}.")
         print(next_command("report", self.run))
 
 

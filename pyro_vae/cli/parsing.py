@@ -21,8 +21,13 @@ from pyro_vae.cli.completion import bash, zsh
 from pyro_vae.cli.fitting import EmCommand, FitCommand
 from pyro_vae.cli.help import CONFIG, help_of, options_in, parts_in
 from pyro_vae.cli.measuring import EvaluateCommand, GapsCommand
-from pyro_vae.cli.resuming import going_on, typed, words_of
+from pyro_vae.cli.output import next_command
+from pyro_vae.cli.resuming import going_on, said_to_be_whole, typed, words_of
 from pyro_vae.cli.showing import GenerateCommand, ListCommand, ReportCommand
+from pyro_vae.folders import CONFIG as RUN_CONFIG
+from pyro_vae.folders import unfinished
+from pyro_vae.jobs import draw_run, lacks_draws
+from pyro_vae.run import open_run
 
 __all__ = ["VERBS", "overview", "parse"]
 
@@ -50,6 +55,8 @@ class CompletionCommand:
 class ResumeCommand:
     """Go on with a fit that was stopped or killed: it ends as if it had not been.
 
+    Of a run that is complete but for draws or pictures it makes those.
+
     Example: pyro-vae resume runs/digits
 
     Attributes:
@@ -59,7 +66,16 @@ class ResumeCommand:
     out: tyro.conf.Positional[Path]
 
     def __call__(self) -> None:
-        """Type the command again, where it was typed."""
+        """Type the command again, where it was typed, or make what follows a fit."""
+        if not unfinished(self.out).is_dir() and (self.out / RUN_CONFIG).is_file():
+            run = open_run(self.out)
+            if lacks_draws(run):
+                with said_to_be_whole(self.out):
+                    draw_run(run)
+                print(run.fit)
+                print(f"Written to {self.out}.")
+                print(next_command("gaps" if run.gaps is None else "report", self.out))
+                return
         words, where = words_of(self.out)
         token = going_on.set(True)
         try:

@@ -6,16 +6,18 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from shlex import quote
 
 from inference import Resume, Stopped
 from inference.checkpoint import atomic_write
 from inference.processes import is_first
 from pyro_vae.folders import unfinished
 
-__all__ = ["going_on", "kept_state", "typed"]
+__all__ = ["going_on", "kept_state", "said_to_be_whole", "typed"]
 
 COMMAND = "command.json"
 
@@ -52,6 +54,24 @@ def kept_state(out: Path, *, anew: bool) -> Iterator[Resume]:
         raise
     if is_first():
         shutil.rmtree(state, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def said_to_be_whole(out: Path) -> Iterator[None]:
+    """What follows a fit; where it is interrupted, the message says that the run is there.
+
+    Args:
+        out: the run's folder.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        came = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        text = f"interrupted while draws and pictures were made; the run in {out} is whole. The rest:"
+        raise Stopped(came, f"{text} pyro-vae resume {quote(str(out))}") from None
 
 
 def words_of(out: Path) -> tuple[list[str], Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from inference import Evidence
 from inference.counts import require_kind
 from inference.results import summarise
+from inference.results.summary import fixed
 
 __all__ = ["EXACT", "Compared", "Comparison", "Scored", "paired_difference"]
 
@@ -209,9 +210,13 @@ class Comparison:
             density = "–".rjust(16) + "–".rjust(9) * 2 + " " * 12
             if model.log_p is not None:
                 how = "exact" if model.log_p.method == EXACT else "IWAE"
-                density = f"{log_p['mean']:>16.3f}{log_p['se']:>9.3f}{log_p['mc_se']:>9.4f}   {how:<9}"
+                density = (
+                    f"{fixed(log_p['mean'], 16, 3)}{fixed(log_p['se'], 9, 3)}{fixed(log_p['mc_se'], 9, 4)}   {how:<9}"
+                )
             scale = "–" if model.scale is None else f"{model.scale:.3f}"
-            lines.append(f"{name:<14}{error['mean']:>12.4g}{error['se']:>8.2g}{density}{scale:>9}{model.seconds:>9.1f}")
+            lines.append(
+                f"{name:<14}{error['mean']:>12.4g}{error['se']:>8.2g}{density}{scale:>9}{fixed(model.seconds, 9, 1)}"
+            )
         lines += ["", *(f"{sign} {mark}" for mark, sign in marks.items()), *self._notes()]
         return "\n".join(line.rstrip() for line in lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,16 +33,22 @@ def require_values(name: str, array: np.ndarray) -> None:
 
 
 def as_images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """(N, P) as (N, height, width) or (N, height, width, 3)."""
+    """(N, P) as (N, height, width) or (N, height, width, 3); other channels lie beside each other, in gray."""
     shape = tuple(image_shape)
     channels = shape[2] if len(shape) == 3 else 1
-    if len(shape) not in (2, 3) or channels not in (1, 3):
-        raise ValueError(f"image_shape: expected (height, width), or (height, width, 1 or 3); got {shape}.")
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"image_shape: expected (height, width), or (height, width, channels); got {shape}.")
     if int(np.prod(shape)) != x.shape[1]:
         raise ValueError(
             f"image_shape: expected {x.shape[1]} pixels, the length of a row of {name}; {shape} has {np.prod(shape)}."
         )
-    return x.reshape(-1, *(shape if channels == 3 else shape[:2])).astype(float)
+    images = x.reshape(-1, *shape[:2], channels).astype(float)
+    if channels == 3:
+        return images
+    # As near to a square of channels as their number divides.
+    rows = max(rows for rows in range(1, math.isqrt(channels) + 1) if channels % rows == 0)
+    apart = images.reshape(-1, *shape[:2], rows, channels // rows).transpose(0, 3, 1, 4, 2)
+    return apart.reshape(-1, rows * shape[0], channels // rows * shape[1])
 
 
 def gap_between(images: np.ndarray) -> int:
@@ -86,9 +93,12 @@ def show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], *, ink: bool
         spine.set_visible(False)
 
 
-def scale_note(limits: tuple[float, float], images: np.ndarray, *, ink: bool) -> str:
+def scale_note(limits: tuple[float, float], images: np.ndarray, image_shape: Sequence[int], *, ink: bool) -> str:
     # A mean of 7e-8 on a scale up to 16 is a nought.
     low, high = (f"{limit if abs(limit) > 1e-3 * (limits[1] - limits[0]) else 0:.3g}" for limit in limits)
     first, last = ("white", "black") if ink else ("black", "white")
     note = minus(f"{low} ({first}) to {high} ({last})" if images.ndim == 3 else f"each channel: {low} to {high}")
+    channels = tuple(image_shape)[2:]
+    if channels and channels[0] not in (1, 3):
+        note += f"; the {channels[0]} channels of each beside one another"
     return f"{note}; pale blue: missing" if np.isnan(images).any() else note

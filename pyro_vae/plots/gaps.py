@@ -256,7 +256,7 @@ def plot_worst(
     Args:
         gaps: the record.
         x: (N, P) the datapoints that were measured.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws each datapoint as
             dots and its means as lines, or, of up to 40 values, as hollow markers.
         means: `{name: (N, P)}` rows to show below, such as reconstructions from q and from q*.
         k: how many.
@@ -311,7 +311,7 @@ def plot_worst(
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(np.arange(len(strips)) * (height + gap) + (height - 1) / 2, ["x", *means])
         ax.set_xticks(np.arange(len(worst)) * (width + gap) + (width - 1) / 2, labels)
-        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, np.concatenate(images), ink=ink)}")
+        ax.set_xlabel(f"amortization gap (nats)\n{scale_note(limits, np.concatenate(images), image_shape, ink=ink)}")
     return ax
 
 

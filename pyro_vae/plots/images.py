@@ -30,7 +30,7 @@ def plot_reconstructions(
     Args:
         x: (N, P) originals.
         mean: (N, P) the mean of x under q and the decoder.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each datapoint as
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws each datapoint as
             dots and its reconstruction as a line, or, of up to 40 values, as hollow markers.
         num_columns: images a row.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
@@ -74,7 +74,7 @@ def plot_reconstructions(
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)
         ax.set_yticks(starts + (originals.shape[1] - 1) / 2, ["original", "reconstruction"] * (len(strips) // 2))
-        ax.set_xlabel(scale_note(limits, np.concatenate([originals, reconstructed]), ink=ink))
+        ax.set_xlabel(scale_note(limits, np.concatenate([originals, reconstructed]), image_shape, ink=ink))
     return ax
 
 
@@ -90,7 +90,7 @@ def plot_samples(
 
     Args:
         x: (N, P) draws, or their means.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws each as a line,
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws each as a line,
             or, of up to 40 values, as dots.
         num_columns: images a row; default: a square.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
@@ -134,7 +134,7 @@ def plot_samples(
     limits = (float(np.nanmin(x)), float(np.nanmax(x)))
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)
-        ax.set_xlabel(scale_note(limits, images, ink=ink))
+        ax.set_xlabel(scale_note(limits, images, image_shape, ink=ink))
     return ax
 
 
@@ -150,7 +150,7 @@ def plot_manifold(
 
     Args:
         images: (n, n, P); `images[i, j]` is decoded at z = (grid[i], grid[j]): i runs to the right, j upwards.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, or, of
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws lines, or, of
             up to 40 values, dots.
         grid: (n,) the latent values, for the ticks.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.

@@ -24,7 +24,7 @@ def plot_interpolations(
 
     Args:
         x: (R, T, P); `x[r, t]` is decoded at step t of way r.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, from dark to
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws lines, from dark to
             light along the way, or, of up to 40 values, dots at each variable, from left to right.
         ink: draw gray values as ink on paper, the largest black; otherwise as light, the largest white.
         ax: Axes to draw on; default: a new figure.
@@ -63,7 +63,7 @@ def plot_traversals(
 
     Args:
         x: (R, T, P); `x[r, t]` is decoded with dimension r at its step t.
-        image_shape: (height, width) or (height, width, channels) with 1 or 3 channels; None draws lines, from dark to
+        image_shape: (height, width) or (height, width, channels) (3 are a colour); None draws lines, from dark to
             light along the way, or, of up to 40 values, dots at each variable, from left to right.
         steps: (T,) the values that every dimension takes, for the ticks; default: "low" and "high".
         names: (R,) names of the dimensions; default $z_1$, $z_2$, ....
@@ -147,5 +147,5 @@ def _draw(
         ax.set_yticks(np.arange(num_ways) * (height + gap) + (height - 1) / 2, labels)
         middle = (images.shape[2] - 1) / 2
         ax.set_xticks([step * (images.shape[2] + gap) + middle for step in ticks], list(ticks.values()))
-        ax.set(ylabel=what, xlabel=scale_note(limits, images, ink=ink))
+        ax.set(ylabel=what, xlabel=scale_note(limits, images, image_shape, ink=ink))
     return ax

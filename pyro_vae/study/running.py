@@ -25,7 +25,7 @@ from inference.noise import derive_seed
 from inference.progress import progress_bar
 from pyro_vae.data import load, silent
 from pyro_vae.folders import CONFIG, new_folder, unfinished
-from pyro_vae.jobs import fit_run, measure_run, say_units
+from pyro_vae.jobs import draw_run, fit_run, lacks_draws, measure_run, say_units
 from pyro_vae.run import Run, open_run
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
@@ -39,7 +39,9 @@ _RUNNING = "running"
 _one_at_a_time = threading.Lock()
 
 
-def run_study(study: Study, out: str | Path, *, num_jobs: int | None = None) -> StudyResults:
+def run_study(
+    study: Study, out: str | Path, *, num_jobs: int | None = None, draws: bool = True, figures: bool = True
+) -> StudyResults:
     """Fit and measure every cell that is not done yet.
 
     A cell is a run folder in `out/cells`. Cells run through joblib: one after the other in this process, in `num_jobs`
@@ -51,6 +53,8 @@ def run_study(study: Study, out: str | Path, *, num_jobs: int | None = None) -> 
         study: the grid.
         out: folder of the study; one that holds another study is refused.
         num_jobs: processes; None: one, or what the surrounding `joblib.parallel_config` says.
+        draws: whether each cell that is fitted now makes draws for its `results.nc`.
+        figures: whether pictures are drawn of the cells that are fitted or measured now.
 
     Returns:
         What is there now.
@@ -69,12 +73,20 @@ def run_study(study: Study, out: str | Path, *, num_jobs: int | None = None) -> 
             (out / CELLS / f"{cell.name}.{FAILED}").unlink(missing_ok=True)
         _log.info("%d cells, %d to do", len(list(study.cells())), len(todo))
         with progress_bar(len(todo), f"study {out.name}", "cell") as bar:
-            _run_all(todo, study, out / CELLS, num_jobs, bar)
+            _run_all(todo, study, out / CELLS, num_jobs, bar, draws=draws, figures=figures)
     return StudyResults.read(given)
 
 
 def run_cell(
-    cell: Cell, data: Mapping[str, Any], num_data: int | None, cells: Path, *, beside: bool, dtype: torch.dtype
+    cell: Cell,
+    data: Mapping[str, Any],
+    num_data: int | None,
+    cells: Path,
+    *,
+    beside: bool,
+    dtype: torch.dtype,
+    draws: bool = True,
+    figures: bool = True,
 ) -> None:
     """Fit and measure one cell, in a process of its own perhaps; whatever happens is on record afterwards.
 
@@ -85,6 +97,8 @@ def run_cell(
         cells: folder of its folder.
         beside: whether others run beside it: it then takes one thread, and draws no progress bar.
         dtype: torch's default, which a new process does not know.
+        draws: whether it makes draws.
+        figures: whether it draws pictures.
     """
     folder, running = cells / cell.name, cells / f"{cell.name}.{_RUNNING}"
     with _one_at_a_time, _setting(beside=beside, dtype=dtype):
@@ -105,12 +119,16 @@ def run_cell(
                             training=cell.training,
                             resume=Resume(state),
                             seed=cell.seed,
+                            draws=draws,
+                            figures=figures,
                         )
                 shutil.rmtree(state, ignore_errors=True)
             run = _opened(folder)
+            if lacks_draws(run):
+                draw_run(run)
             # A seed of its own, so that the Monte Carlo errors of two cells are independent. Gaps without a record of
             # the cell are those of one that was stopped in between.
-            measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name), replace=True)
+            measure_run(run, num_data=num_data, seed=derive_seed(0, cell.name), replace=True, figures=figures)
             record = {"place": dict(cell.place), "seconds": run.fit.seconds, "num_data": num_data}
             record["is_unfinished"] = bool(run.fit.notes())
             _write(folder / SCORED, record)
@@ -133,11 +151,18 @@ def _opened(folder: Path) -> Run:
         ) from error
 
 
-def _run_all(todo: Sequence[Cell], study: Study, cells: Path, num_jobs: int | None, bar: tqdm) -> None:
+def _run_all(
+    todo: Sequence[Cell], study: Study, cells: Path, num_jobs: int | None, bar: tqdm, *, draws: bool, figures: bool
+) -> None:
     """Run cells; those in whose company a process died are run again, each in a process of its own."""
     beside = joblib.effective_n_jobs(num_jobs) > 1
     common = (study.load_arguments, study.num_data, cells)
-    where: dict[str, Any] = {"beside": beside, "dtype": torch.get_default_dtype()}
+    where: dict[str, Any] = {
+        "beside": beside,
+        "dtype": torch.get_default_dtype(),
+        "draws": draws,
+        "figures": figures,
+    }
 
     def run(some: Sequence[Cell], **how: Any) -> None:  # noqa: ANN401
         _Counting(bar, batch_size=1, **how)(joblib.delayed(run_cell)(cell, *common, **where) for cell in some)
