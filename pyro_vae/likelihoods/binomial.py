@@ -63,7 +63,7 @@ class Binomial(Likelihood):
 
         Args:
             max_value: largest value in the data.
-            level_step: step between the values; of 8-bit gray levels, which are no counts, it is below 1.
+            level_step: step between the values; of 8-bit gray levels, which are no counts, it is 1 / 255.
             total_count: largest count possible; None takes the largest value in the data.
             mask: whether NaN stands for a value that was not observed and is marginalised; NaN is refused otherwise.
 
@@ -71,11 +71,11 @@ class Binomial(Likelihood):
             ValueError: the largest value is not a positive whole number.
         """
         if total_count is None:
-            if max_value is not None and level_step is not None and level_step < 1:
+            if max_value is not None and level_step == 1 / 255:
                 raise ValueError(
                     "Binomial: total_count: expected counts to take it from; got 8-bit integers, of which "
-                    f"{max_value / level_step:.0f} is the largest, taken for gray levels and divided by "
-                    f'{1 / level_step:.0f}. For counts save a wider integer type, x.astype("int64").'
+                    f"{max_value * 255:.0f} is the largest, taken for gray levels and divided by 255. For counts save "
+                    'a wider integer type, x.astype("int64").'
                 )
             if max_value is None or max_value < 1 or max_value % 1:
                 came = (
