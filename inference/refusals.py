@@ -276,7 +276,7 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
                 f"model: expected at least one observed site, pyro.sample(name, distribution, obs=x); {seen}. Is it "
                 "the guide?"
             )
-        _require_inside(sites, observed)
+        _require_inside(sites, observed, lambda: _sites(model, x[: 1 + len(x) // 2]), num_rows=len(x))
         if doubled := [name for name, node in guided.items() if node["is_observed"] and name in observed]:
             raise ValueError(
                 f"guide: expected one that samples the latent sites alone; it observes '{doubled[0]}', as the model "
@@ -303,18 +303,31 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
     return [name for name, node in guided.items() if node["is_observed"] and is_factor(node)]
 
 
-def _require_inside(sites: Mapping[str, Any], observed: Mapping[str, Any]) -> None:
+def _require_inside(
+    sites: Mapping[str, Any], observed: Mapping[str, Any], of_fewer: Callable[[], Mapping[str, Any]], *, num_rows: int
+) -> None:
     """Refuse observed sites outside the data plate: a loss that sums over minibatches would count them once in each.
 
-    Beside a global latent site they count once for all data, as it does.
+    Beside a global latent site they count once for all data, as it does. A `pyro.factor` may stand outside where it is
+    in proportion to the number of rows, as a penalty times len(x) / N is: the minibatches of an epoch then add up to it.
     """
     has_globals = any(not node["is_observed"] and not in_data_plate(node) for node in sites.values())
     outside = [name for name, node in observed.items() if not in_data_plate(node)]
-    if outside and not (has_globals and len(outside) < len(observed)):
+    if not outside or (has_globals and len(outside) < len(observed)):
+        return
+    fewer = of_fewer()
+    for name in outside:
+        node, other = observed[name], fewer.get(name)
+        few = 1 + num_rows // 2
+        if len(outside) < len(observed) and is_factor(node) and other is not None:
+            whole, part = (one["fn"].log_prob(one["value"]).sum().double() for one in (node, other))
+            if torch.isclose(whole * few, part * num_rows, rtol=1e-5, atol=0.0):
+                continue
+        fix = " Of a penalty, multiply pyro.factor by len(x) / N." if is_factor(node) else ""
         raise ValueError(
-            f"site '{outside[0]}': expected observed sites inside the data plate; it is outside, so that the ELBO of a "
+            f"site '{name}': expected observed sites inside the data plate; it is outside, so that the ELBO of a "
             "datapoint would depend on the size of minibatches. Observe it inside pyro.plate('data', len(x), dim=-1), "
-            "and declare its own dimensions with .to_event."
+            f"and declare its own dimensions with .to_event.{fix}"
         )
 
 
