@@ -309,7 +309,7 @@ def _require_inside(
     """Refuse observed sites outside the data plate: a loss that sums over minibatches would count them once in each.
 
     Beside a global latent site they count once for all data, as it does. A `pyro.factor` may stand outside where it is
-    in proportion to the number of rows, as a penalty times len(x) / N is: the minibatches of an epoch then add up to it.
+    in proportion to the number of rows, as a penalty times len(x) / N is: the minibatches of an epoch add up to it.
     """
     has_globals = any(not node["is_observed"] and not in_data_plate(node) for node in sites.values())
     outside = [name for name, node in observed.items() if not in_data_plate(node)]

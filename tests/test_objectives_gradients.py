@@ -113,9 +113,11 @@ class Copies:
         self.family = MeanField(1)
 
     def model(self, x):
+        # On a few of the rows, too: all are the same.
+        m, w, rows = (copies[: len(x)] for copies in (self.m, self.w, self.rows))
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(self.m + self.shared * self.rows[:, :1], 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z * self.w, SCALE).to_event(1), obs=x)
+            z = pyro.sample("z", dist.Normal(m + self.shared * rows[:, :1], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z * w, SCALE).to_event(1), obs=x)
 
     def gradients(self, loss, noise, *, kl_weight=1.0, **options):
         """(N, 5): a row's gradient in its own copies."""
@@ -186,8 +188,8 @@ def test_mean_gradient_of_sleep():
 
     def guide(x):
         with pyro.plate("data", len(x), dim=-1):
-            loc = (a * x).sum(-1, keepdim=True) + rows[:, :1]
-            pyro.sample("z", copies.family(torch.cat([loc, rows[:, 1:]], 1)))
+            loc = (a[: len(x)] * x).sum(-1, keepdim=True) + rows[: len(x), :1]
+            pyro.sample("z", copies.family(torch.cat([loc, rows[: len(x), 1:]], 1)))
 
     value = WakeSleep(1, insomnia=0.25).sleep(Joint(copies.model, copies.x, "z"), guide)
     assert not value.any() and not torch.equal(copies.x[0], copies.x[0] + 1)

@@ -22,7 +22,7 @@ from pyro_vae.cli import main
 from pyro_vae.cli.options import DataOptions
 from pyro_vae.data import Standardization, load
 from pyro_vae.engines import fit_by
-from pyro_vae.jobs import fit_run, measure_run
+from pyro_vae.jobs import draw_run, fit_run, measure_run
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,
@@ -487,7 +487,7 @@ PARTS = Parts(
 
 def fitted(folder, data, *, engine="svi", parts=PARTS):
     folder.mkdir()
-    return fit_run(
+    run = fit_run(
         folder,
         data=data,
         parts=parts,
@@ -496,6 +496,8 @@ def fitted(folder, data, *, engine="svi", parts=PARTS):
         training=Training(epochs=2, batch_size=50),
         seed=0,
     )
+    draw_run(run)
+    return run
 
 
 @pytest.fixture
