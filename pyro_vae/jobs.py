@@ -41,6 +41,7 @@ from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
 from inference.supports import is_unconstrained
+from inference.training import LoopState
 from pyro_vae import plots
 from pyro_vae.configuration import dtype_in, parameters_of
 from pyro_vae.data import Dataset, Preprocessing, Split, describe, dtype_of, load, located, say_scales, silent
@@ -173,10 +174,9 @@ def lacks_draws(run: Run) -> bool:
     Args:
         run: a fitted run.
     """
-    pieces = {"draws": RESULTS, "figures": f"{FIGURES}/elbo.png"}
-    asked = [file for name, file in pieces.items() if run.config.get(name, True)]
-    is_marked = (run.folder / NOT_MADE).is_file()
-    return bool(asked) and (is_marked or not all((run.folder / file).is_file() for file in asked))
+    made = {"draws": (run.folder / RESULTS).is_file(), "figures": any((run.folder / FIGURES).glob("*.png"))}
+    asked = [there for name, there in made.items() if run.config.get(name, True)]
+    return bool(asked) and ((run.folder / NOT_MADE).is_file() or not all(asked))
 
 
 def _mark(folder: Path, failed: Mapping[str, str]) -> None:
@@ -346,7 +346,21 @@ def _term_tracker(vae: VAE, dataset: Dataset, training: Training, *, seed: int) 
     most = min(NUM_TRACKED, max(FEWEST_DRAWN, TRACKED_VALUES // dataset.num_values))
     data = {name: _fixed(split.head(min(most, len(split)))) for name, split in shown.items() if len(split)}
     every = max(1, training.epochs // 50)
-    return TermTracker(vae.model, vae.guide, data, every=every, seed=derive_seed(seed, "terms"))
+    return _LenientTracker(vae.model, vae.guide, data, every=every, seed=derive_seed(seed, "terms"))
+
+
+class _LenientTracker(TermTracker):
+    """One that says so where the terms cannot be measured, for want of memory for instance: a fit goes on without."""
+
+    failed = False
+
+    def __call__(self, state: LoopState) -> None:
+        try:
+            super().__call__(state)
+        except Exception as error:  # noqa: BLE001
+            if not self.failed:
+                _log.warning("The terms of the ELBO could not be measured (%s); the fit goes on.", _in_words(error))
+            self.failed = True
 
 
 def start_at_data(prior: Any, train: Split, *, seed: int) -> None:

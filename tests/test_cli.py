@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def _no_pictures(monkeypatch):
     """Of runs whose pictures a test does not look at."""
-    monkeypatch.setattr(pyro_vae.jobs, "draw_fit", lambda *_: None)
+    monkeypatch.setattr(pyro_vae.jobs, "draw_fit", lambda *_: {})
 
 
 def parse_words(line):

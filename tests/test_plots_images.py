@@ -270,3 +270,32 @@ def test_other_numbers_of_channels_lie_beside_each_other(channels, rows):
     ):
         ax.figure.canvas.draw()
     assert f"the {channels} channels of each" in plot_samples(x, (4, 5, channels)).get_xlabel()
+
+
+@pytest.mark.parametrize("shape", [None, (2, 21), (2, 7, 3), (1, 42), (3, 7, 2)])
+@pytest.mark.parametrize("bad", ["one", "some", "constant", "large"])
+def test_values_that_are_not_finite_are_beyond_the_scale(shape, bad):
+    """A decoder may overflow at a draw from the prior; the picture of the others is drawn."""
+    x = np.random.default_rng(0).random((9, 42))
+    finite = x[1:]
+    if bad == "constant":
+        finite = x = np.full((9, 42), 7.0)
+    elif bad == "large":
+        finite = x = 1e12 * x
+    else:
+        x[0, : 1 if bad == "one" else 30] = np.inf
+        x[1, 0], x[2, 0] = -np.inf, np.nan
+        finite = x[np.isfinite(x)]
+    axes = [
+        plot_samples(x, shape),
+        plot_reconstructions(x, x[::-1], shape),
+        plot_manifold(x.reshape(3, 3, 42), shape),
+        plot_interpolations(x.reshape(3, 3, 42), shape),
+        plot_traversals(x.reshape(3, 3, 42), shape),
+        plot_worst(make_gaps(9), x, shape, means={"mean": x}, k=3),
+    ]
+    for ax in axes:
+        ax.figure.canvas.draw()
+        for image in ax.get_images():
+            if image.get_array().ndim == 2:
+                assert image.get_clim() == (finite.min(), finite.max())

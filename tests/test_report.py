@@ -84,8 +84,8 @@ class TestRun:
     @pytest.mark.parametrize(
         ("piece", "said"),
         [
-            ("results.nc", "results.nc is missing (draws and gaps). To make it: pyro-vae fit --config {0} --out {0}"),
-            ("figures", "figures/elbo.png is missing (the pictures of the fit). To make it: pyro-vae fit --config {0}"),
+            ("results.nc", "results.nc is missing (draws and gaps). To make it: pyro-vae resume {0}"),
+            ("figures", "figures/elbo.png is missing (the pictures of the fit). To make it: pyro-vae resume {0}"),
             (
                 "figures/gaps.png",
                 "figures/gaps.png is missing (the pictures of the gaps). To make it: pyro-vae gaps {0} --overwrite",
@@ -103,6 +103,19 @@ class TestRun:
         html = write_report(folder).read_text()
         assert said.format(folder) in text_of(html) and is_alone(html)
 
+    def test_what_could_not_be_made_is_named_with_the_reason(self, measured, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(measured, folder)
+        (folder / "not-made.json").write_text('{"figures/posterior.png": "IndexError: <empty>"}')
+        html = write_report(folder).read_text()
+        said = (
+            "figures/posterior.png is missing (it could not be made: IndexError: <empty>). To make it: pyro-vae resume"
+        )
+        assert f"{said} {folder}" in text_of(html) and is_alone(html)
+        for damaged in ("{", "[]"):
+            (folder / "not-made.json").write_text(damaged)
+            assert "is missing" not in text_of(write_report(folder).read_text())
+
     def test_a_run_without_its_model(self, measured, tmp_path, capsys):
         folder = tmp_path / "run"
         shutil.copytree(measured, folder)
@@ -119,9 +132,14 @@ class TestRun:
         shutil.copytree(fitted, folder)
         (folder / "results.nc").unlink()
         seen = text_of(write_report(folder).read_text())
+        command = re.search(r"To make it: pyro-vae resume '(.*?)'", seen)
+        assert main(["resume", command[1]]) == 0
+        assert (folder / "results.nc").is_file()
+        (folder / "metrics.jsonl").unlink()
+        seen = text_of(write_report(folder).read_text())
         command = re.search(r"To make it: pyro-vae (fit --config '(.*?)' --out '(.*?)' --overwrite)", seen)
         assert main(["fit", "--config", command[2], "--out", command[3], "--overwrite"]) == 0
-        assert (folder / "results.nc").is_file()
+        assert (folder / "metrics.jsonl").is_file()
         again, before = (open_run(one).vae.state_dict() for one in (folder, fitted))
         assert all(torch.equal(again[name], before[name]) for name in before)
 

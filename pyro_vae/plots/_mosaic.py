@@ -28,8 +28,9 @@ def matrix(name: str, values: Array) -> np.ndarray:
 
 
 def require_values(name: str, array: np.ndarray) -> None:
-    if array.dtype.kind == "f" and np.isnan(array).all():
-        raise ValueError(f"{name}: expected values; got NaN everywhere. Leave out what was not observed at all.")
+    if array.dtype.kind == "f" and not np.isfinite(array).any():
+        came = "NaN" if np.isnan(array).all() else "NaN or infinity"
+        raise ValueError(f"{name}: expected values; got {came} everywhere. Leave out what was not observed at all.")
 
 
 def as_images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
@@ -42,7 +43,8 @@ def as_images(name: str, x: np.ndarray, image_shape: Sequence[int]) -> np.ndarra
         raise ValueError(
             f"image_shape: expected {x.shape[1]} pixels, the length of a row of {name}; {shape} has {np.prod(shape)}."
         )
-    images = x.reshape(-1, *shape[:2], channels).astype(float)
+    # Infinities are beyond the scale; what `tile` marks as minus infinity is missing.
+    images = np.nan_to_num(x.reshape(-1, *shape[:2], channels).astype(float), nan=np.nan)
     if channels == 3:
         return images
     # As near to a square of channels as their number divides.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, minus, whole_ticks
+from pyro_vae.plots._style import COLORS, DASHES, MARKERS, above, cycle, finite_limits, minus, whole_ticks
 
 # Values of a datapoint that are taken as variables, columns of a table, which have no order: no line joins them.
 MOST_VARIABLES = 40
@@ -57,8 +57,7 @@ def name_rows(ax: Axes, labels: Sequence[str], what: str, *values: np.ndarray) -
     Returns:
         How far apart rows lie.
     """
-    lowest = min(float(np.nanmin(some)) for some in values)
-    highest = max(float(np.nanmax(some)) for some in values)
+    lowest, highest = finite_limits(*values)
     spacing = 1.15 * (highest - lowest) or 1.0
     # A tick among the values of another row would name that one.
     level = 0.0 if highest - spacing <= 0 <= highest else lowest

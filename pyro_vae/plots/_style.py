@@ -93,6 +93,12 @@ def to_numpy(values: Array | Sequence[Any]) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def finite_limits(*arrays: np.ndarray) -> tuple[float, float]:
+    """The least and the largest finite value; 0 and 1 where there is none."""
+    ends = [(float(known.min()), float(known.max())) for array in arrays if (known := array[np.isfinite(array)]).size]
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 1.0)
+
+
 def require_some(name: str, records: Mapping[str, Any]) -> None:
     if not isinstance(records, Mapping) or not records:
         came = "an empty one" if isinstance(records, Mapping) else type(records).__name__

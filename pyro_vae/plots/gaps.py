@@ -25,6 +25,7 @@ from pyro_vae.plots._style import (
     above,
     cycle,
     drawing,
+    finite_limits,
     minus,
     require_positive,
     require_some,
@@ -155,17 +156,21 @@ def plot_gap_histogram(
     _require_term(gaps, term)
     require_positive("bins", bins)
     values = {name: to_numpy(getattr(record, term)).astype(float) for name, record in gaps.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=bins).tolist()
+    every = np.concatenate(list(values.values()))
+    edges = np.histogram_bin_edges(every[np.isfinite(every)], bins=bins).tolist()
     with drawing(ax, (6.0, 3.4)) as ax:
         for color, dash, (name, value) in zip(cycle(COLORS), cycle(DASHES), values.items(), strict=False):
             mean = gaps[name].summary()[term]["mean"]
             percent = np.full(len(value), 100 / len(value))
             label = f"{name}: mean {minus(f'{mean:.2f}')}, N = {len(value)}"
+            num_infinite = int((~np.isfinite(value)).sum())
+            label += f", {num_infinite} not finite" if num_infinite else ""
             area: dict[str, Any] = {"color": color, "alpha": 0.25, "histtype": "stepfilled"}
             ax.hist(value, edges, weights=percent, **area)
             outline: dict[str, Any] = {"color": color, "histtype": "step", "linewidth": 1.4, "linestyle": dash}
             ax.hist(value, edges, weights=percent, label=label, **outline)
-            ax.axvline(mean, color=color, linestyle=dash, linewidth=1.2)
+            if np.isfinite(mean):
+                ax.axvline(mean, color=color, linestyle=dash, linewidth=1.2)
         ax.axvline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel=f"{words(term)} of a datapoint (nats)", ylabel="% of datapoints")
         handles, _ = ax.get_legend_handles_labels()
@@ -227,7 +232,8 @@ def plot_gap_scatter(gaps: Mapping[str, Gaps], *, term: Term = "amortization_gap
         every, known = np.abs(np.concatenate(list(values.values()))), np.concatenate(list(errors.values()))
         error = np.median(known[np.isfinite(known)]) if np.isfinite(known).any() else np.nan
         # A log scale of what is noise would stretch it.
-        usual = np.nanmax([np.median(every), 2 * error])
+        every = every[np.isfinite(every)]
+        usual = np.nanmax([np.median(every), 2 * error]) if every.size else 0.0
         if usual > 0 and every.max() > 10 * usual:
             linear = 10.0 ** np.floor(np.log10(usual))
             ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
@@ -305,7 +311,7 @@ def plot_worst(
     strips = [tile(one, len(worst)) for one in images]
     gap, (height, width) = gap_between(images[0]), images[0].shape[1:3]
     mosaic = np.concatenate(strips)[:-gap]
-    limits = (float(np.nanmin(rows[0])), float(np.nanmax(rows[0])))
+    limits = finite_limits(rows[0])
     size = mosaic_size(mosaic)
     with drawing(ax, (size[0], size[1] + 0.3)) as ax:
         show(ax, mosaic, limits, ink=ink)

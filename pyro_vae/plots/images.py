@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 
 from pyro_vae.plots._mosaic import as_images, gap_between, matrix, mosaic_size, require_values, scale_note, show, tile
 from pyro_vae.plots._ridges import are_variables, beside, dot_area, ridges, ridges_size, value_axis
-from pyro_vae.plots._style import COLORS, Array, drawing, minus, require_positive, to_numpy
+from pyro_vae.plots._style import COLORS, Array, drawing, finite_limits, minus, require_positive, to_numpy
 
 __all__ = ["plot_manifold", "plot_reconstructions", "plot_samples"]
 
@@ -57,7 +57,7 @@ def plot_reconstructions(
             f"mean: expected the shape of x, {x.shape}; got {mean.shape}. Pass one reconstruction a datapoint."
         )
     require_positive("num_columns", num_columns)
-    limits = (float(np.nanmin(x)), float(np.nanmax(x)))
+    limits = finite_limits(x)
     if image_shape is None:
         with drawing(ax, ridges_size(len(x))) as ax:
             labels = [str(index) for index in range(len(x))]
@@ -131,7 +131,7 @@ def plot_samples(
     columns = num_columns or int(np.ceil(np.sqrt(len(x))))
     mosaic = np.concatenate([tile(images[first : first + columns], columns) for first in range(0, len(x), columns)])
     mosaic = mosaic[: -gap_between(images)]
-    limits = (float(np.nanmin(x)), float(np.nanmax(x)))
+    limits = finite_limits(x)
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)
         ax.set_xlabel(scale_note(limits, images, image_shape, ink=ink))
@@ -180,7 +180,7 @@ def plot_manifold(
     ticks = None if grid is None else to_numpy(grid)
     if ticks is not None and ticks.shape != (n,):
         raise ValueError(f"grid: expected shape ({n},), the latent values of one axis; got {ticks.shape}.")
-    limits = (float(np.nanmin(values)), float(np.nanmax(values)))
+    limits = finite_limits(values)
     with drawing(ax, (5.0, 5.0)) as ax:
         if image_shape is None:
             span = (limits[1] - limits[0]) or 1.0

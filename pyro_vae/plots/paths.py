@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 
 from pyro_vae.plots._mosaic import as_images, gap_between, mosaic_size, require_values, scale_note, show, tile
 from pyro_vae.plots._ridges import are_variables, beside, dot_area, name_rows, value_axis
-from pyro_vae.plots._style import COLORS, Array, drawing, minus, to_numpy
+from pyro_vae.plots._style import COLORS, Array, drawing, finite_limits, minus, to_numpy
 
 __all__ = ["plot_interpolations", "plot_traversals"]
 
@@ -140,7 +140,7 @@ def _draw(
     images = as_images("x", values.reshape(num_ways * num_steps, num_values), image_shape)
     strips = [tile(images[way * num_steps :][:num_steps], num_steps) for way in range(num_ways)]
     mosaic = np.concatenate(strips)[: -gap_between(images)]
-    limits = (float(np.nanmin(values)), float(np.nanmax(values)))
+    limits = finite_limits(values)
     gap, height = gap_between(images), images.shape[1]
     with drawing(ax, mosaic_size(mosaic)) as ax:
         show(ax, mosaic, limits, ink=ink)

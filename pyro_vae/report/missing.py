@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from inference import Fit
-from pyro_vae.folders import FIGURES, METRICS, RESULTS
+from pyro_vae.folders import FIGURES, METRICS, NOT_MADE, RESULTS
 
 __all__ = ["missing_from", "trains_longer"]
 
@@ -30,14 +31,28 @@ def missing_from(folder: Path, config: Mapping[str, Any], *, measured: bool) -> 
     name = quote(str(folder))
     # From the same configuration and seed comes the same run.
     again = f"pyro-vae {_verb(config)} --config {name} --out {name} --overwrite"
-    pieces = {
-        METRICS: ("the metrics of every epoch", again),
-        RESULTS: ("draws and gaps", again),
-        f"{FIGURES}/elbo.png": ("the pictures of the fit", again),
-    }
-    if measured:
-        pieces[f"{FIGURES}/gaps.png"] = ("the pictures of the gaps", f"pyro-vae gaps {name} --overwrite")
-    return {name: piece for name, piece in pieces.items() if not (folder / name).is_file()}
+    afterwards = f"pyro-vae resume {name}"
+    pieces = {METRICS: ("the metrics of every epoch", again)}
+    # Pieces that were left out on purpose are not missing.
+    if config.get("draws", True):
+        pieces[RESULTS] = ("draws and gaps", afterwards)
+    if config.get("figures", True):
+        pieces[f"{FIGURES}/elbo.png"] = ("the pictures of the fit", afterwards)
+        if measured:
+            pieces[f"{FIGURES}/gaps.png"] = ("the pictures of the gaps", f"pyro-vae gaps {name} --overwrite")
+    missing = {name: piece for name, piece in pieces.items() if not (folder / name).is_file()}
+    for file, reason in _not_made(folder).items():
+        missing[file] = (f"it could not be made: {reason}", afterwards)
+    return missing
+
+
+def _not_made(folder: Path) -> dict[str, str]:
+    """What could not be made after the fit, and why; a damaged record of it says nothing."""
+    try:
+        found = json.loads((folder / NOT_MADE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(reason) for name, reason in found.items()} if isinstance(found, dict) else {}
 
 
 def trains_longer(folder: Path, config: Mapping[str, Any], fit: Fit) -> str | None:
