@@ -456,7 +456,7 @@ def open_run(folder: str | Path) -> Run:
             f"{folder}: expected {CHECKPOINT}, the weights of the run, in its folder; there is none. Fit again: "
             f"pyro-vae {'fit' if config.get('engine') == 'svi' else 'em'} --config {folder / CONFIG}."
         ) from error
-    if not {"vae", "has_guide", "fit"} <= set(content):
+    if not {"vae", "has_guide", "fit"} <= set(content) or not isinstance(content["vae"], Mapping):
         raise ValueError(
             f"{folder / CHECKPOINT}: expected the weights and the record of a run; it holds others. Fit again."
         )
