@@ -6,7 +6,7 @@ to one datapoint, so these keep the plate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ __all__ = [
     "is_factor",
     "is_unscaled",
     "latent_prior",
+    "listed",
     "log_joint",
     "log_weights",
     "mask_of",
@@ -217,7 +218,7 @@ def guide_distribution(guide: Program, x: Float[Tensor, "B P"], *, site: str | N
     if site is None:
         if len(sites) != 1:
             raise ValueError(
-                f"guide: expected one latent site; it samples {_listed(sites)}. Put all local latent variables into "
+                f"guide: expected one latent site; it samples {listed(sites)}. Put all local latent variables into "
                 "one site."
             )
         (site,) = sites
@@ -226,7 +227,7 @@ def guide_distribution(guide: Program, x: Float[Tensor, "B P"], *, site: str | N
     extra = [name for name in sites if name != site]
     if extra:
         raise ValueError(
-            f"guide: expected one latent site, '{site}'; it samples {_listed(extra)} as well. Put all local latent "
+            f"guide: expected one latent site, '{site}'; it samples {listed(extra)} as well. Put all local latent "
             "variables into one site."
         )
     node = sites[site]
@@ -437,7 +438,7 @@ def _require_local(where: str, site: str | None, sites: dict[str, Any]) -> None:
         return
     raise _GlobalSite(
         f"site '{extra[0]}': expected one latent site, '{site}', inside the data plate; the {where} samples "
-        f"{_listed(extra)} outside it. Numbers per datapoint are conditional on such global sites: pass "
+        f"{listed(extra)} outside it. Numbers per datapoint are conditional on such global sites: pass "
         f"given={{'{extra[0]}': draws}} of shape (M, *shape), wrap model and guide in inference.conditioned, or "
         "make it a parameter."
     )
@@ -464,10 +465,11 @@ def _nothing_observed(site: str) -> str:
 
 def _no_such_site(where: str, site: str, sites: dict[str, Any]) -> str:
     return (
-        f"site '{site}': expected a latent site of this name in the {where}; it has {_listed(sites)}. Pass site= the "
+        f"site '{site}': expected a latent site of this name in the {where}; it has {listed(sites)}. Pass site= the "
         "latent site's name."
     )
 
 
-def _listed(names: dict[str, Any] | list[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names of sites for an error, in quotation marks; "none" where there are none."""
     return ", ".join(f"'{name}'" for name in names) or "none"

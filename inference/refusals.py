@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.batches import Data, fetch
-from inference.densities import in_data_plate, is_factor, mask_of, sample_sites, speaks
+from inference.densities import in_data_plate, is_factor, listed, mask_of, sample_sites, speaks
 from inference.exclusive import exclusively
 from inference.isolation import eval_mode, modules_of, running
 from inference.noise import own_random_state, random_states, set_random_states
@@ -271,12 +271,12 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
         observed = {name: node for name, node in sites.items() if node["is_observed"]}
         drawn = {name: node for name, node in guided.items() if not node["is_observed"]}
         if not any(map(speaks, observed.values())):
-            seen = f"nothing is known of {_listed(observed)}" if observed else "it observes none"
+            seen = f"nothing is known of {listed(observed)}" if observed else "it observes none"
             raise ValueError(
                 f"model: expected at least one observed site, pyro.sample(name, distribution, obs=x); {seen}. Is it "
                 "the guide?"
             )
-        _require_inside(sites, observed, lambda: _sites(model, x[: 1 + len(x) // 2]), num_rows=len(x))
+        _require_inside(sites, observed, lambda: _sites(model, torch.cat([x, x])))
         if doubled := [name for name, node in guided.items() if node["is_observed"] and name in observed]:
             raise ValueError(
                 f"guide: expected one that samples the latent sites alone; it observes '{doubled[0]}', as the model "
@@ -304,7 +304,7 @@ def require_pair(model: Program, guide: Program, x: Tensor, *, num_data: int) ->
 
 
 def _require_inside(
-    sites: Mapping[str, Any], observed: Mapping[str, Any], of_fewer: Callable[[], Mapping[str, Any]], *, num_rows: int
+    sites: Mapping[str, Any], observed: Mapping[str, Any], of_twice_the_rows: Callable[[], Mapping[str, Any]]
 ) -> None:
     """Refuse observed sites outside the data plate: a loss that sums over minibatches would count them once in each.
 
@@ -315,13 +315,12 @@ def _require_inside(
     outside = [name for name, node in observed.items() if not in_data_plate(node)]
     if not outside or (has_globals and len(outside) < len(observed)):
         return
-    fewer = of_fewer()
+    twice = of_twice_the_rows()
     for name in outside:
-        node, other = observed[name], fewer.get(name)
-        few = 1 + num_rows // 2
+        node, other = observed[name], twice.get(name)
         if len(outside) < len(observed) and is_factor(node) and other is not None:
-            whole, part = (one["fn"].log_prob(one["value"]).sum().double() for one in (node, other))
-            if torch.isclose(whole * few, part * num_rows, rtol=1e-5, atol=0.0):
+            once, doubled = (one["fn"].log_prob(one["value"]).sum().double() for one in (node, other))
+            if torch.isclose(2 * once, doubled, rtol=1e-5, atol=0.0):
                 continue
         fix = " Of a penalty, multiply pyro.factor by len(x) / N." if is_factor(node) else ""
         raise ValueError(
@@ -377,8 +376,8 @@ def _missing(missing: list[str], latent: Mapping[str, Any], guided: Mapping[str,
         hint = "The guide observes it: leave obs= out."
     drawn = [name for name, node in guided.items() if not node["is_observed"]]
     return (
-        f"guide: expected it to sample {_listed(missing)}, which the model samples inside the data plate; it samples "
-        f"{_listed(drawn)}. Without it the ELBO is another number. {hint}"
+        f"guide: expected it to sample {listed(missing)}, which the model samples inside the data plate; it samples "
+        f"{listed(drawn)}. Without it the ELBO is another number. {hint}"
     )
 
 
@@ -424,7 +423,3 @@ class _WithoutFactors(Messenger):
     def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
         if msg["is_observed"] and is_factor(msg):
             msg["stop"] = True
-
-
-def _listed(names: Any) -> str:  # noqa: ANN401
-    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -18,11 +18,12 @@ from inference.noise import resolve_seed
 from inference.results import summarise
 from inference.results.summary import fixed
 from pyro_vae.configuration import read_config
+from pyro_vae.drawing import draw_run
 from pyro_vae.encoding import to_json
 from pyro_vae.engines import ENGINES, Engine
 from pyro_vae.figures import draw_each, draw_gaps
 from pyro_vae.folders import CONFIG, FIGURES, new_folder
-from pyro_vae.jobs import draw_run, fit_guide, fit_run, gaps_label, measure_run
+from pyro_vae.jobs import fit_guide, fit_run, gaps_label, measure_run
 from pyro_vae.parts import Parts, options
 from pyro_vae.plots import plot_elbo
 from pyro_vae.run import Run

@@ -73,14 +73,14 @@ def image_folder(image_archives, monkeypatch):
 def fitted_run(tmp_path_factory):
     """A run, as a user makes it, without its pictures."""
     # Imported this late because few tests fit.
-    import pyro_vae.jobs
+    import pyro_vae.drawing
     from pyro_vae.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+        patch.setattr(pyro_vae.drawing, "_draw", lambda *_, **__: None)
         words = ["--training.epochs=1", "--num-latents=2", "decoder:mlp", "--decoder.hidden", "4"]
         assert main(["fit", f"--out={folder}", *words, "encoder:mlp", "--encoder.hidden", "4"]) == 0
     torch.set_default_dtype(before)

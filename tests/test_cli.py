@@ -17,6 +17,7 @@ import xarray as xr
 
 import pyro_vae.cli.comparing
 import pyro_vae.demo
+import pyro_vae.drawing
 import pyro_vae.jobs
 from inference import Local, elbo
 from pyro_vae import __version__, open_run
@@ -53,7 +54,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def _no_pictures(monkeypatch):
     """Of runs whose pictures a test does not look at."""
-    monkeypatch.setattr(pyro_vae.jobs, "draw_fit", lambda *_: {})
+    monkeypatch.setattr(pyro_vae.drawing, "draw_fit", lambda *_: {})
 
 
 def parse_words(line):
@@ -788,7 +789,7 @@ class TestDemo:
         short = {name: pyro_vae.demo.Training(epochs=4, batch_size=50) for name in ("svi", "em")}
         measure = pyro_vae.demo.measure_run
         monkeypatch.setattr(pyro_vae.demo, "TRAINING", short)
-        monkeypatch.setattr(pyro_vae.jobs, "NUM_DRAWN", 10)
+        monkeypatch.setattr(pyro_vae.drawing, "NUM_DRAWN", 10)
         monkeypatch.setattr(pyro_vae.demo, "measure_run", lambda run, **options: measure(run, num_data=4, **options))
 
     @pytest.mark.slow

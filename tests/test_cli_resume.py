@@ -19,7 +19,7 @@ SMALL = ["--num-latents=2", "--training.epochs=3", "--training.batch-size=200", 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr("pyro_vae.jobs._draw", lambda *_, **__: None)
+    monkeypatch.setattr("pyro_vae.drawing._draw", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_fit_goes_on_where_it_was_stopped(verb, signum, tmp_path, monkeypatch,
     assert said.err.endswith("Go on: pyro-vae resume cut\n")
     assert not Path("cut").exists() and list(Path("cut.unfinished").glob("step-*.pt"))
     monkeypatch.undo()
-    monkeypatch.setattr("pyro_vae.jobs._draw", lambda *_, **__: None)
+    monkeypatch.setattr("pyro_vae.drawing._draw", lambda *_, **__: None)
     # From another folder: what was typed there is meant.
     assert main(["resume", str(tmp_path / "cut")]) == 0
     assert not unfinished(tmp_path / "cut").exists()

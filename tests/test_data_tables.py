@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-import pyro_vae.jobs
+import pyro_vae.drawing
 from pyro_vae import open_run
 from pyro_vae.cli import main
 from pyro_vae.data import load
@@ -316,7 +316,7 @@ def test_a_stored_index_is_no_data(tmp_path):
 
 
 def test_the_command_line_takes_separators(save, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pyro_vae.jobs, "_draw", lambda *arguments, **options: None)
+    monkeypatch.setattr(pyro_vae.drawing, "_draw", lambda *arguments, **options: None)
     path = save(REAL, sep=";", decimal=",")
     common = ["--data", path, "--num-latents", "1", "--training.epochs", "1", "--data.standardize"]
     parts = ["likelihood:gaussian-shared-scale"]

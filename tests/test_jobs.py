@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from inference import Training, elbo
-from pyro_vae import figures, jobs, plots
-from pyro_vae.cli import main
 from pyro_vae.data import load
+from pyro_vae.drawing import draw_run
 from pyro_vae.engines import objective_to_config
-from pyro_vae.jobs import draw_run, fit_guide, fit_run, lacks_draws, measure_run, start_at_data
+from pyro_vae.jobs import fit_guide, fit_run, measure_run, start_at_data
 from pyro_vae.parts import Parts, options
 from pyro_vae.priors import StandardNormal, VampPrior
 from pyro_vae.run import open_run
@@ -82,7 +81,7 @@ def test_the_rows_of_em_keep_their_family_when_a_guide_is_fitted(tmp_path):
 def test_an_encoder_whose_fit_was_cut_short_is_named(tmp_path, monkeypatch, caplog):
     """Gaps of an EM run are measured with an encoder that is fitted to it first."""
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr("pyro_vae.jobs._draw", lambda *_, **__: None)
+    monkeypatch.setattr("pyro_vae.drawing._draw", lambda *_, **__: None)
     fitted = run(tmp_path, "em")
 
     class Reached(Exception):
@@ -176,119 +175,3 @@ def test_the_total_that_is_chosen_covers_held_out_counts(tmp_path, engine):
         seed=0,
     )
     assert "Binomial(25)" in repr(made.vae) and "Binomial(25)" in repr(open_run(tmp_path).vae)
-
-
-PICTURES = ("plot_elbo", "plot_reconstructions", "plot_samples", "plot_traversals", "plot_aggregate", "plot_posterior")
-
-
-def brief(folder, **how):
-    """A run with a latent plane, for which most pictures are drawn."""
-    return fit_run(
-        folder,
-        data={"name_or_path": "digits"},
-        parts=Parts(likelihood=options("likelihood", "binomial"), **NETWORKS),
-        num_latents=2,
-        engine="svi",
-        training=BRIEF,
-        seed=0,
-        **how,
-    )
-
-
-def refuse(*_, **__):
-    raise RuntimeError("no\nink.")
-
-
-@pytest.mark.parametrize("broken", [PICTURES[:1], PICTURES, ("surgery",), ("draws",), ("disk",)])
-def test_what_cannot_be_drawn_leaves_a_whole_run_and_one_line(tmp_path, monkeypatch, caplog, broken):
-    torch.set_default_dtype(torch.float32)
-    made = brief(tmp_path)
-    with monkeypatch.context() as patch:
-        for name in broken:
-            if name == "surgery":
-                patch.setattr(jobs, "elbo_surgery", refuse)
-            elif name == "draws":
-                patch.setattr(jobs, "to_datatree", refuse)
-            elif name == "disk":
-                patch.setattr(figures, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-            else:
-                patch.setattr(plots, name, refuse)
-        failed = draw_run(made)
-    assert failed
-    (line,) = [record.getMessage() for record in caplog.records if "the run is whole" in record.getMessage()]
-    assert "\n" not in line and f"pyro-vae resume {tmp_path}" in line
-    assert (broken == ("disk",)) == ("No space left" in line) and (broken != ("disk",)) == ("no ink" in line)
-    opened = open_run(tmp_path)
-    assert opened.fit.elbo.equal(made.fit.elbo)
-    assert "posterior" in opened.results if (tmp_path / "results.nc").is_file() else broken == ("draws",)
-    assert measure_run(opened, num_data=4, seed=0).amortization_gap.isfinite().all()
-    # What failed is made when it is asked for again, and the gaps stay.
-    assert lacks_draws(opened)
-    assert main(["resume", str(tmp_path)]) == 0
-    opened = open_run(tmp_path)
-    assert not lacks_draws(opened) and {"posterior", "gaps"} <= set(opened.results.children)
-    assert {"elbo.png", "posterior.png", "kl_per_dim.png"} <= {path.name for path in (tmp_path / "figures").iterdir()}
-
-
-def test_gaps_are_on_disk_before_they_are_drawn(tmp_path, monkeypatch, caplog):
-    torch.set_default_dtype(torch.float32)
-    made = brief(tmp_path, draws=False, figures=False)
-    for name in ("plot_gaps", "plot_gap_scatter", "plot_worst"):
-        monkeypatch.setattr(plots, name, refuse)
-    gaps = measure_run(made, num_data=4, seed=0)
-    assert open_run(tmp_path).gaps.amortization_gap.equal(gaps.amortization_gap)
-    assert "no ink" in caplog.text
-    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert "gap_histogram.png" in drawn and "gaps.png" not in drawn
-
-
-@pytest.mark.parametrize("left_out", ["draws", "figures", "both"])
-def test_draws_and_pictures_can_be_left_out(tmp_path, left_out):
-    torch.set_default_dtype(torch.float32)
-    words = {"draws": ["--no-draws"], "figures": ["--no-figures"], "both": ["--no-draws", "--no-figures"]}[left_out]
-    folder = tmp_path / "run"
-    chosen = ["decoder:mlp", "--decoder.hidden", "4", "encoder:mlp", "--encoder.hidden", "4"]
-    asked = ["fit", f"--out={folder}", "--training.epochs=1", "--num-latents=2", *words, *chosen]
-    assert main(asked) == 0
-    assert (folder / "results.nc").is_file() == (left_out == "figures")
-    assert (folder / "figures" / "elbo.png").is_file() == (left_out == "draws")
-    assert not lacks_draws(open_run(folder))
-    assert main(["report", str(folder)]) == 0
-
-
-@pytest.mark.parametrize("channels", [2, 4, 5])
-def test_images_of_any_number_of_channels_are_drawn(tmp_path, channels):
-    torch.set_default_dtype(torch.float32)
-    x = np.random.default_rng(0).random((60, 6, 6, channels)).astype("float32")
-    np.save(tmp_path / "x.npy", x)
-    made = fit_run(
-        tmp_path,
-        data={"name_or_path": str(tmp_path / "x.npy")},
-        parts=Parts(likelihood=options("likelihood", "gaussian"), **NETWORKS),
-        num_latents=2,
-        engine="svi",
-        training=BRIEF,
-        seed=0,
-    )
-    assert draw_run(made) == {}
-    measure_run(made, num_data=3, seed=0)
-    assert (tmp_path / "figures" / "worst.png").is_file()
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
-def test_a_latent_plane_of_values_far_from_zero_is_drawn(tmp_path, offset):
-    """The log joint there has no digit for the six nats that the picture looks for."""
-    torch.set_default_dtype(torch.float32)
-    x = offset + 1e3 * np.random.default_rng(0).standard_normal((60, 3))
-    np.save(tmp_path / "x.npy", x.astype("float32"))
-    made = fit_run(
-        tmp_path,
-        data={"name_or_path": str(tmp_path / "x.npy")},
-        parts=Parts(likelihood=options("likelihood", "gaussian"), **NETWORKS),
-        num_latents=2,
-        engine="svi",
-        training=BRIEF,
-        seed=0,
-    )
-    assert draw_run(made) == {}
-    assert (tmp_path / "figures" / "posterior.png").is_file()

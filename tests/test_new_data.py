@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
+import pyro_vae.drawing
 import pyro_vae.jobs
 from inference import Training
 from inference.families import MeanField, PlanarFlow
@@ -287,7 +288,7 @@ def runs(tmp_path_factory):
         "dynamic": ({"name_or_path": "digits", "binarize": "dynamic"}, options("likelihood", "bernoulli"), "svi"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+        patch.setattr(pyro_vae.drawing, "_draw", lambda *_, **__: None)
         patch.setattr(pyro_vae.jobs, "_term_tracker", lambda *_, **__: None)
         for name, (data, likelihood, engine) in made.items():
             if data["name_or_path"] != "digits":
@@ -608,7 +609,7 @@ def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     """Its commands on small files, and its code on what they have made."""
     torch.set_default_dtype(torch.float32)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+    monkeypatch.setattr(pyro_vae.drawing, "_draw", lambda *_, **__: None)
     table = new_table(40)
     table.to_csv("train.csv", index=False)
     table.iloc[3, 1] = NAN
@@ -680,7 +681,7 @@ class TestStandardized:
     """A run on columns around 0 of unit spread speaks in the file's own units."""
 
     def test_nats_and_values_have_the_units_of_the_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(pyro_vae.jobs, "_draw", lambda *_, **__: None)
+        monkeypatch.setattr(pyro_vae.drawing, "_draw", lambda *_, **__: None)
         monkeypatch.setattr(pyro_vae.jobs, "_term_tracker", lambda *_, **__: None)
         rng = np.random.default_rng(0)
         x = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 4)) + 0.3 * rng.normal(size=(60, 4))

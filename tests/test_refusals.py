@@ -1,5 +1,7 @@
 """What is refused before the first step, while no parameter, no running statistic and no random state has moved."""
 
+import dataclasses
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -194,6 +196,19 @@ def test_what_is_observed_outside_the_data_plate_is_refused(model, site, x):
     pair = Pair(draw=outside if model is without_plates else None)
     message = f"site '{site}': expected observed sites inside the data plate"
     refused(pair, lambda: fit_svi(model, pair.guide, x, training=STILL, seed=0), message)
+
+
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_a_penalty_outside_the_plate_goes_with_the_rows_or_is_refused(batch_size, x):
+    def proportional(x):
+        pair.model(x)
+        pyro.factor("penalty", torch.tensor(-100.0) * len(x) / 41)
+
+    pair, still = Pair(), dataclasses.replace(STILL, batch_size=batch_size)
+    with_it, without = (fit_svi(m, pair.guide, x, training=still, seed=0).elbo for m in (proportional, pair.model))
+    torch.testing.assert_close(without - with_it, torch.full((2,), 100.0 / 41))
+    message = "site 'penalty': expected .* multiply pyro.factor by len"
+    refused(pair, lambda: fit_svi(with_a_penalty, pair.guide, x, training=still, seed=0), message)
 
 
 def test_beside_a_global_site_a_penalty_counts_once(x):

@@ -159,7 +159,7 @@ def much_to_keep(monkeypatch):
     monkeypatch.setattr("inference.table.HELD_OUT_STEPS", 5)
     monkeypatch.setattr("inference.em.LAST_STEPS", 5)
     # A study's pictures and draws take longer than its fits.
-    monkeypatch.setattr("pyro_vae.jobs._draw", lambda *_, **__: None)
+    monkeypatch.setattr("pyro_vae.drawing._draw", lambda *_, **__: None)
     monkeypatch.setattr("pyro_vae.jobs.draw_gaps", lambda folder, gaps: {})
     monkeypatch.setattr("pyro_vae.jobs.measure_gaps", partial(measure_gaps, annealing=None, num_evidence_draws=100))
 

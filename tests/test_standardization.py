@@ -21,8 +21,9 @@ from pyro_vae import PCA, compare, open_run, paired_difference, plots
 from pyro_vae.cli import main
 from pyro_vae.cli.options import DataOptions
 from pyro_vae.data import Standardization, load
+from pyro_vae.drawing import draw_run
 from pyro_vae.engines import fit_by
-from pyro_vae.jobs import draw_run, fit_run, measure_run
+from pyro_vae.jobs import fit_run, measure_run
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,

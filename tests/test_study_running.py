@@ -16,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 
+import pyro_vae.drawing
 import pyro_vae.jobs
 import pyro_vae.study.running as running
 from inference import Fit, Search
@@ -35,10 +36,10 @@ SMALL = {
 
 def quickly(patch):
     """A cell in half a second: without pictures, and measured with few draws."""
-    for name in ("draw_fit", "draw_gaps"):
-        patch.setattr(pyro_vae.jobs, name, lambda *args, **how: {})
+    patch.setattr(pyro_vae.drawing, "draw_fit", lambda *args, **how: {})
+    patch.setattr(pyro_vae.jobs, "draw_gaps", lambda *args, **how: {})
     patch.setattr(pyro_vae.jobs, "_term_tracker", lambda *args, **how: None)
-    patch.setattr(pyro_vae.jobs, "NUM_DRAWN", 2)
+    patch.setattr(pyro_vae.drawing, "NUM_DRAWN", 2)
     few = {"num_draws": 20, "num_evidence_draws": 50, "annealing": None, "search": Search(first_round=4, max_rounds=1)}
     measure = pyro_vae.jobs.measure_gaps
     patch.setattr(pyro_vae.jobs, "measure_gaps", lambda *args, **how: measure(*args, **how, **few))

@@ -179,7 +179,8 @@ def iwae(
                 with torch.no_grad():
                     _, q = guide_distribution(guide_of(part, within, num_data=len(index)), x[within], site=name)
                 block = int(index[within[0]]) // BLOCK
-                columns.append(_weigh(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed))
+                drawn = proposal_draws(model, x[within], block, q, proposal, site=name, num_draws=num_draws, seed=seed)
+                columns.append(weigh(torch.cat([log_w for _, log_w in drawn])))
             # (.., B) to (B, ..)
             rows_of = zip(Weighed._fields, zip(*columns, strict=True), strict=True)
             return {field: torch.cat(column, dim=-1).movedim(-1, 0) for field, column in rows_of}
@@ -233,22 +234,6 @@ def proposal_rows(
         objective, x, index, start, tol=PROPOSAL_TOL, search=search, seed=derive_seed(seed, "proposal"), cold=False
     )
     return found.params
-
-
-def _weigh(
-    model: Callable[..., Any],
-    x: Tensor,
-    block: int,
-    q: Distribution,
-    proposal: Defensive | None,
-    *,
-    site: str,
-    num_draws: int,
-    seed: int,
-) -> Weighed:
-    """What the weights of one block of datapoints say."""
-    drawn = proposal_draws(model, x, block, q, proposal, site=site, num_draws=num_draws, seed=seed)
-    return weigh(torch.cat([log_w for _, log_w in drawn]))
 
 
 @torch.no_grad()

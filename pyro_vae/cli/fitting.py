@@ -13,9 +13,10 @@ from pyro_vae.cli.options import DataOptions, ObjectiveOption, PartsOptions, Tra
 from pyro_vae.cli.output import default_out, next_command, print_json
 from pyro_vae.cli.resuming import kept_state, said_to_be_whole
 from pyro_vae.configuration import read_config, training_from
+from pyro_vae.drawing import draw_run
 from pyro_vae.engines import Engine, objective_from
 from pyro_vae.folders import CONFIG, new_folder
-from pyro_vae.jobs import draw_run, fit_run, join_run
+from pyro_vae.jobs import fit_run, join_run
 from pyro_vae.report.missing import trains_longer
 
 __all__ = ["EmCommand", "FitCommand"]

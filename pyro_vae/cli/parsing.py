@@ -24,9 +24,9 @@ from pyro_vae.cli.measuring import EvaluateCommand, GapsCommand
 from pyro_vae.cli.output import next_command
 from pyro_vae.cli.resuming import going_on, said_to_be_whole, typed, words_of
 from pyro_vae.cli.showing import GenerateCommand, ListCommand, ReportCommand
+from pyro_vae.drawing import draw_run, lacks_draws
 from pyro_vae.folders import CONFIG as RUN_CONFIG
 from pyro_vae.folders import unfinished
-from pyro_vae.jobs import draw_run, lacks_draws
 from pyro_vae.run import open_run
 
 __all__ = ["VERBS", "overview", "parse"]

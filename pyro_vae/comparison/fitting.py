@@ -15,7 +15,7 @@ from inference.counts import require_kind
 from inference.noise import derive_seed, resolve_seed, seeded
 from pyro_vae.autoencoder import PCA, Autoencoder
 from pyro_vae.comparison.records import EXACT, Compared, Comparison
-from pyro_vae.data import Dataset, Split, Standardization, say_scales
+from pyro_vae.data import Dataset, Standardization, say_scales
 from pyro_vae.likelihoods import GaussianSharedScale
 from pyro_vae.linear import LinearGaussian, as_linear_gaussian
 from pyro_vae.networks import MLP, Linear, check_size
@@ -70,7 +70,7 @@ def compare(
         raise ValueError(f"num_latents: expected fewer than the {dataset.num_values} data values; got {size}.")
     if num_data is not None:
         check_size("compare", "num_data", num_data)
-    train, validation, test = (_fixed(split) for split in (dataset.train, dataset.validation, dataset.test))
+    train, validation, test = (split.fix() for split in (dataset.train, dataset.validation, dataset.test))
     test = test if num_data is None else test.head(num_data)
     x, x_test = train.tensor(), test.tensor()
     if not bool(x.isfinite().all()) or not bool(x_test.isfinite().all()):
@@ -271,7 +271,3 @@ def _measure(fitted: _Fitted, x: Tensor, units: _Units, *, seed: int) -> Compare
         how=fitted.how,
         mark=fitted.mark,
     )
-
-
-def _fixed(split: Split) -> Split:
-    return split.fix() if split.resamples else split

@@ -23,9 +23,11 @@ from inference import Resume
 from inference.checkpoint import atomic_write
 from inference.noise import derive_seed
 from inference.progress import progress_bar
+from pyro_vae.choosing import say_units
 from pyro_vae.data import load, silent
+from pyro_vae.drawing import draw_run, lacks_draws
 from pyro_vae.folders import CONFIG, new_folder, unfinished
-from pyro_vae.jobs import draw_run, fit_run, lacks_draws, measure_run, say_units
+from pyro_vae.jobs import fit_run, measure_run
 from pyro_vae.run import Run, open_run
 from pyro_vae.study.grid import Cell, Study
 from pyro_vae.study.results import CELLS, FAILED, SCORED, STUDY, StudyResults, read_record
