@@ -14,7 +14,7 @@ from pyro_vae.data import Dataset, Split, say_scales
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.parts import Parts, catalog, options, to_config
 
-__all__ = ["choose_likelihood", "require_support", "say_units"]
+__all__ = ["choose_likelihood", "in_file_numbers", "require_support", "say_units"]
 
 
 def choose_likelihood(parts: Parts, dataset: Dataset) -> Parts:
@@ -100,20 +100,28 @@ def require_support(likelihood: Likelihood, dataset: Dataset) -> None:
                 likelihood.check(x)
     except ValueError as error:
         # What the advice says is of the numbers that the likelihood saw, which are not those of a file of 8 bits.
-        text = _in_8_bits(str(error), dataset) if dataset.is_gray else str(error)
+        text = in_file_numbers(str(error), dataset)
         advice = text.removeprefix(repr(likelihood))
         named = [name for name, part in catalog("likelihood").items() if re.search(rf"\b{part.__name__}\b", advice)]
         words = ", ".join(f"likelihood:{name}" for name in named)
         raise ValueError(f"{text}{f' On the command line: {words}.' if named else ''}") from error
 
 
-def _in_8_bits(text: str, dataset: Dataset) -> str:
-    """An error on a value of x, with the number that the file holds and the way to keep counts."""
+def in_file_numbers(text: str, dataset: Dataset) -> str:
+    """An error on a value of x, with the number that the file holds and the way to keep counts.
+
+    Args:
+        text: the error; one that names no value of x stays as it is.
+        dataset: the data; what is no 8-bit data has the file's own numbers already.
+    """
+    if not dataset.is_gray:
+        return text
 
     def shown(match: re.Match[str]) -> str:
         return f"{match[0]} (the 8-bit {float(match[1]) * dataset.divisor:.0f}, divided by {dataset.divisor:g})"
 
-    return f"{re.sub(r'(?<=[]] = )([0-9.e+-]*[0-9])', shown, text, count=1)} {_keep_counts(dataset)}"
+    told, found = re.subn(r"(?:\] = |largest value is )([0-9.e+-]*[0-9])", shown, text, count=1)
+    return f"{told} {_keep_counts(dataset)}" if found else text
 
 
 def _keep_counts(dataset: Dataset) -> str:

@@ -30,7 +30,7 @@ from inference.noise import derive_seed, seeded
 from inference.objectives import Loss
 from inference.processes import alone, is_first, num_processes
 from inference.training import LoopState
-from pyro_vae.choosing import choose_likelihood, require_support, say_units
+from pyro_vae.choosing import choose_likelihood, in_file_numbers, require_support, say_units
 from pyro_vae.configuration import dtype_in, parameters_of
 from pyro_vae.data import Dataset, Preprocessing, Split, describe, dtype_of, load, located, silent
 from pyro_vae.drawing import FEWEST_DRAWN, in_words, mark_missing, tell_missing
@@ -161,8 +161,11 @@ def _fitted(
         num_levels=dataset.num_levels,
         level_step=dataset.level_step,
     )
-    with seeded(derive_seed(seed, "parts")):
-        modules = parts.build(sizes)
+    try:
+        with seeded(derive_seed(seed, "parts")):
+            modules = parts.build(sizes)
+    except ValueError as error:
+        raise ValueError(in_file_numbers(str(error), dataset)) from error
     if not needs_encoder(engine):
         # Neither kind of EM has an encoder; one may be fitted to the frozen model afterwards.
         modules["encoder"] = None

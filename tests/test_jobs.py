@@ -139,7 +139,7 @@ EIGHT_BITS = np.random.default_rng(0).poisson(2.0, (100, 10)).astype(np.uint8)
         pytest.param(None, "holds 8-bit integers, from 0 to 9: expected a choice", id="none"),
         pytest.param(("negative-binomial", {}), r"0\.00784314 \(the 8-bit 2, divided by 255\)", id="counts"),
         pytest.param(("bernoulli", {}), r"0\.00784314 \(the 8-bit 2, divided by 255\)", id="bits"),
-        pytest.param(("binomial", {}), "8-bit integers, of which 9 is the largest", id="no total"),
+        pytest.param(("binomial", {}), r"largest value is 0\.0352941 \(the 8-bit 9, divided by 255\)", id="no total"),
         pytest.param(("binomial", {"total_count": 9}), r"\(the 8-bit 2, divided by 255\)", id="total"),
     ],
 )

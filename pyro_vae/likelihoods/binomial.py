@@ -52,18 +52,12 @@ class Binomial(Likelihood):
 
     @classmethod
     def from_context(
-        cls,
-        max_value: float | None = None,
-        level_step: float | None = None,
-        *,
-        total_count: int | None = None,
-        mask: bool = False,
+        cls, max_value: float | None = None, *, total_count: int | None = None, mask: bool = False
     ) -> Self:
         """The likelihood with the data's largest value as the total, unless another is chosen.
 
         Args:
             max_value: largest value in the data.
-            level_step: step between the values; of 8-bit gray levels, which are no counts, it is 1 / 255.
             total_count: largest count possible; None takes the largest value in the data.
             mask: whether NaN stands for a value that was not observed and is marginalised; NaN is refused otherwise.
 
@@ -71,12 +65,6 @@ class Binomial(Likelihood):
             ValueError: the largest value is not a positive whole number.
         """
         if total_count is None:
-            if max_value is not None and level_step == 1 / 255:
-                raise ValueError(
-                    "Binomial: total_count: expected counts to take it from; got 8-bit integers, of which "
-                    f"{max_value * 255:.0f} is the largest, taken for gray levels and divided by 255. For counts save "
-                    'a wider integer type, x.astype("int64").'
-                )
             if max_value is None or max_value < 1 or max_value % 1:
                 came = (
                     "nothing known of the data" if max_value is None else f"data whose largest value is {max_value:g}"

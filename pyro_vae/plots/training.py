@@ -186,5 +186,9 @@ def _limit_from_below(ax: Axes, shown: np.ndarray, everything: np.ndarray) -> No
     if everything.min() >= low - margin:
         return
     ax.set_ylim(low - margin, high + margin)
-    note = minus(f"first epochs below the axis, from {everything.min():.0f}")
-    ax.annotate(note, (0, 1), xycoords="axes fraction", xytext=(2, 3), textcoords="offset points", fontsize=7)
+    lowest = float(everything.min())
+    shortly = f"{lowest:.0f}" if lowest > -1e6 else f"{lowest:.3g}"
+    note = minus(f"first epochs below the axis, from {shortly}")
+    # To the right: an exponent of the axis stands at its left end.
+    where: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (-2, 3), "textcoords": "offset points"}
+    ax.annotate(note, (1, 1), ha="right", fontsize=7, **where)
